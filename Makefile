@@ -1,0 +1,50 @@
+# `make help` lists the commands. Needs python3 >= 3.11 (or PYTHON=python3.12), make and git; everything else goes into .venv.
+PYTHON ?= python3
+EXPERIMENT ?= params/tiny.yaml
+export OMP_NUM_THREADS ?= 1
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test run plan lab lint clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/.installed  ## from nothing to outputs/tiny/report.html and its result table
+	@$(BIN)/python -m brite_lib.run params/tiny.yaml
+
+test: .venv/.installed-dev  ## the test suite
+	$(BIN)/python -m pytest
+
+run: .venv/.installed  ## an experiment: make run EXPERIMENT=params/x.yaml
+	@$(BIN)/python -m brite_lib.run $(EXPERIMENT)
+
+plan: .venv/.installed  ## its stages and an estimate of its cost, without running: make plan EXPERIMENT=params/x.yaml
+	@$(BIN)/python -m brite_lib.run $(EXPERIMENT) --plan
+
+lab: .venv/.installed  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+lint: .venv/.installed-dev  ## ruff, also over the notebooks, and no outputs in them
+	$(BIN)/ruff check .
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+clean:  ## delete all runs and caches; keeps .venv
+	rm -rf outputs .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find brite_lib tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml requirements.lock | .venv/bin/python
+	@echo "installing into .venv (some minutes the first time)"
+	$(PIP) -c requirements.lock torch==2.13.0
+	$(PIP) -c requirements.lock -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) -c requirements.lock -e .[dev]
+	@touch $@
