@@ -1,0 +1,61 @@
+# The DAG of one experiment. Started by `make run EXPERIMENT=params/x.yaml` (brite_lib/run.py), in outputs/<run>.
+import os
+import re
+import sys
+from contextlib import chdir
+
+from brite_lib.params import ReportParams, load_experiment
+from brite_lib.stages import PROJECT_ROOT, plan, run_directory
+
+with chdir(config["launched_from"]):  # paths in an experiment file are relative to where the user stands
+    experiment = load_experiment(config["experiment"])
+    stages = {spec.key: spec for spec in plan(experiment)}
+run_dir = run_directory(experiment)
+priorities = {"brite_psi": 3, "rs_sampling": 2, "theta_sft": 1, "evaluation": 0}  # the longest chain of stages first
+report_params = ReportParams(run_dir=f"outputs/{experiment.name}", title=experiment.title)
+
+
+def here(path):
+    """Relative to the run, so that a moved clone stays up to date."""
+    return os.path.relpath(path, run_dir)
+
+
+rule all:
+    input:
+        "report.html",
+
+
+rule write_report:
+    input:
+        notebook=here(PROJECT_ROOT / "notebooks" / "06_report.ipynb"),
+        stages=[f"{key}/stage.json" for key in stages],
+    output:
+        "report.html",
+        "results.json",
+        "results.csv",
+    params:
+        python=sys.executable,
+        json=report_params.model_dump_json(),
+    shell:
+        "{params.python:q} -m brite_lib.execute {input.notebook:q} report.ipynb {params.json:q}"
+
+
+# Only stage.json is declared: Snakemake deletes declared outputs before a rerun, and checkpoints must survive.
+rule stage:
+    input:
+        notebook=lambda w: here(stages[w.key].notebook),
+        upstream=lambda w: [f"{key}/stage.json" for key in stages[w.key].inputs],
+        sources=lambda w: [here(path) for path in stages[w.key].sources],
+    output:
+        "{key}/stage.json",
+    wildcard_constraints:
+        key="|".join(map(re.escape, stages)),
+    params:
+        json=lambda w: stages[w.key].params.model_dump_json(),
+        python=sys.executable,
+    priority: lambda w: priorities[stages[w.key].kind]
+    threads: lambda w: max(1, stages[w.key].params.threads)
+    resources:
+        gpu=lambda w: int(stages[w.key].params.device != "cpu"),
+    shell:
+        "{params.python:q} -m brite_lib.execute {input.notebook:q} {wildcards.key:q}/notebook.ipynb {params.json:q}"

@@ -1,0 +1,102 @@
+"""Run one notebook as one stage: ``python -m brite_lib.execute NOTEBOOK OUTPUT_NOTEBOOK PARAMS_JSON``.
+
+Papermill in this process, one kernel of this very interpreter. While it runs the notebook is
+``<output>.partial.ipynb``; success and failure both rename it, so a failed notebook can be opened and read.
+A failure also leaves ``error.txt``, one sentence, beside it. Prints one line at the start and one at the end.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import papermill
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from papermill.exceptions import PapermillExecutionError
+
+from brite_lib.lifeline import die_with_ancestors
+from brite_lib.params import PROJECT_ROOT
+
+
+class ThisInterpreter(AsyncKernelManager):
+    """Starts ipykernel with ``sys.executable``, whatever kernels are installed on the machine."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """The kernel of this environment."""
+        # Parallel kernels would wait for each other's lock on the one history file.
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--HistoryManager.enabled=False"]
+        return KernelSpec(argv=argv, display_name="Python 3 (brite)", language="python")
+
+
+def execute(notebook: Path, output: Path, params: dict) -> str | None:
+    """Run ``notebook`` with ``params`` into ``output``.
+
+    Returns:
+        None, or one sentence that says what went wrong.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial, error_file = output.with_suffix(".partial.ipynb"), output.with_name("error.txt")
+    error_file.unlink(missing_ok=True)
+    error = None
+    try:
+        papermill.execute_notebook(
+            notebook,
+            partial,
+            parameters=params,
+            kernel_name="python3",
+            language="python",
+            kernel_manager_class=ThisInterpreter,
+            cwd=PROJECT_ROOT,
+            progress_bar=False,
+            start_timeout=300,  # importing ipykernel on a busy machine
+        )
+    except PapermillExecutionError as failure:
+        error = failure.evalue if failure.ename == "InputError" else f"{failure.ename}: {failure.evalue}"
+    except Exception as failure:  # a dead kernel, an unreadable notebook: also a failed stage with a sentence
+        error = f"{type(failure).__name__}: {failure}"
+    if partial.exists():
+        partial.replace(output)
+    if error is not None:
+        error = " ".join(error.split())
+        error_file.write_text(error + "\n", encoding="utf-8")
+    return error
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m brite_lib.execute", description="Run one notebook as one stage.")
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("output", type=Path, help="the executed notebook")
+    parser.add_argument("params", help="the notebook's parameters, JSON")
+    arguments = parser.parse_args()
+
+    os.environ["BRITE_BATCH"] = "1"
+    os.environ.setdefault("BRITE_LAUNCHER_PID", str(os.getpid()))  # run by hand: the kernel still dies with this process
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    die_with_ancestors()
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+
+    output = arguments.output.absolute()
+    name = "/".join(output.parts[-3:-1]) if output.stem == "notebook" else output.stem
+    _say(f"{name}: started")
+    start = time.monotonic()
+    error = execute(arguments.notebook, output, json.loads(arguments.params))
+    if error:
+        _say(f"{name}: FAILED: {error}")
+        return 1
+    _say(f"{name}: finished in {time.monotonic() - start:.0f} s")
+    return 0
+
+
+def _say(message: str) -> None:
+    sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {message}\n")  # one write: stages that run at once share the terminal
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

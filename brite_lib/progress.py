@@ -1,0 +1,45 @@
+"""Progress for both readers of a notebook: a live bar in JupyterLab, a few lines under papermill."""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm.auto import tqdm
+
+Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "") -> Iterator[Item]:
+    """Iterate and show how far it is.
+
+    A bar of tqdm; in a batch run (environment variable ``BRITE_BATCH``) one line at the start, one at the end, and
+    one every few seconds in between, because papermill stores every update of a bar.
+
+    Args:
+        iterable: what to iterate.
+        total: its length; None: ``len(iterable)`` where it has one.
+        desc: shown in front.
+    """
+    if total is None and hasattr(iterable, "__len__"):
+        total = len(iterable)
+    if not os.environ.get("BRITE_BATCH"):
+        yield from tqdm(iterable, total=total, desc=desc)
+        return
+    done, start = 0, time.monotonic()
+    shown = start
+
+    def line() -> None:
+        print(tqdm.format_meter(done, total, time.monotonic() - start, prefix=desc, ncols=0), flush=True)
+
+    line()
+    try:
+        for item in iterable:
+            yield item
+            done += 1
+            if time.monotonic() - shown >= SECONDS_BETWEEN_LINES and done != total:
+                shown = time.monotonic()
+                line()
+    finally:
+        line()

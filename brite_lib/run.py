@@ -1,0 +1,207 @@
+"""Run a whole experiment: ``python -m brite_lib.run params/tiny.yaml [--plan] [--cores N]`` (``make run``).
+
+Validates the file, takes the run's lock, lets Snakemake run the notebooks that are missing or out of date, and
+prints the result table. It can be killed at any moment; the same command goes on where it stopped.
+Options that this command does not know (``--executor slurm --jobs 20``, ``--forceall``) go to Snakemake.
+"""
+
+import argparse
+import csv
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from brite_lib.errors import InputError
+from brite_lib.lifeline import end_processes
+from brite_lib.params import PROJECT_ROOT, Experiment, load_experiment
+from brite_lib.stages import StageSpec, is_path, is_toy, plan, run_directory, token_bounds
+
+RESULT_COLUMNS = ("method", "benchmark", "metric", "k", "mean", "ci_low", "ci_high", "n_problems", "seconds")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code (0 done, 1 a stage failed, 2 bad input or the run is taken, 130 interrupted)."""
+    parser = argparse.ArgumentParser(prog="python -m brite_lib.run", description=__doc__.split("\n")[0])
+    parser.add_argument("experiment", type=Path, help="params/<experiment>.yaml")
+    parser.add_argument("--plan", action="store_true", help="show the stages and a cost estimate, run nothing")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 2, help="stages at once (default: all cores)")
+    arguments, snakemake_options = parser.parse_known_args(argv)
+    try:
+        experiment = load_experiment(arguments.experiment)
+        stages = plan(experiment, where=str(arguments.experiment))
+        check_data(stages)
+        if arguments.plan:
+            print_plan(experiment, stages)
+            return 0
+        run_dir = run_directory(experiment)
+        with lock(run_dir):
+            return run(arguments.experiment, experiment, stages, run_dir, arguments.cores, snakemake_options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def check_data(stages: list[StageSpec]) -> None:
+    """Read every problem set that lies on this disk, so that a bad test row is not found after hours of training.
+
+    Raises:
+        InputError: one sentence naming the file and the row.
+    """
+    from brite_lib.problems import load_problems
+
+    for data, split, limit in dict.fromkeys((spec.params.data, spec.params.split, spec.params.limit) for spec in stages):
+        if is_toy(data) or is_path(data):
+            load_problems(data, split, limit)
+
+
+def run(path: Path, experiment: Experiment, stages: list[StageSpec], run_dir: Path, cores: int, snakemake_options: list[str]) -> int:
+    """Run the stages with Snakemake; the caller holds the lock."""
+    end_processes(run_dir)  # of a run that was killed a moment ago; we hold its lock, so nobody needs them
+    done = sum((spec.directory / "stage.json").exists() for spec in stages)
+    print(f"{experiment.name}: {len(stages)} stages, {done} done before; log: {_shown(run_dir / 'snakemake.log')}", flush=True)
+    started = time.time()
+    try:
+        code = _snakemake(path, run_dir, cores, snakemake_options)
+    except KeyboardInterrupt:
+        print(f"interrupted; run the same command again to go on ({_shown(run_dir)})", file=sys.stderr)
+        return 130
+    finally:
+        end_processes(run_dir)
+    if code:
+        print_failure(stages, run_dir, started, code)
+        return 1
+    print_results(run_dir / "results.csv")
+    print(f"\nreport: {_shown(run_dir / 'report.html')}   ({time.time() - started:.0f} s)")
+    return 0
+
+
+@contextmanager
+def lock(run_dir: Path) -> Iterator[None]:
+    """The run's lock: an OS lock on ``outputs/<run>/.lock``, so it dies with its holder and can't be left behind.
+
+    Raises:
+        InputError: one sentence that says who holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(f"{_shown(run_dir)}: is being run by {file.read().strip()}; wait for it or stop it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        yield
+
+
+def print_plan(experiment: Experiment, stages: list[StageSpec]) -> None:
+    """The stages, what they read, and upper bounds of their tokens."""
+    rows = [("stage", "notebook", "reads", "state", "tokens generated ≤", "trained ≤")]
+    totals, open_ended = [0, 0], False
+    for spec in stages:
+        *bounds, per_problem = token_bounds(spec.params)
+        unit = " × problems" if per_problem else ""
+        rows.append((spec.key, spec.notebook.name, ", ".join(spec.inputs), _state(spec), *(f"{b:,}{unit}" if b else "" for b in bounds)))
+        totals = [total + bound * (not per_problem) for total, bound in zip(totals, bounds, strict=True)]
+        open_ended |= per_problem
+    rows.append(("total", "", "", "", *(f"{total:,}{' + …' if open_ended else ''}" for total in totals)))
+    print_table(rows)
+    print(f"then notebooks/06_report.ipynb writes {_shown(run_directory(experiment) / 'report.html')}")
+
+
+def print_results(path: Path) -> None:
+    """The result table of a finished run."""
+    with open(path, encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    columns = [name for name in RESULT_COLUMNS if table and name in table[0]]
+    print()
+    print_table([columns, *([_short(row[name]) for name in columns] for row in table)])
+
+
+def print_failure(stages: list[StageSpec], run_dir: Path, started: float, code: int) -> None:
+    """Which stage failed, why, and where its notebook is."""
+    found = False
+    for name, directory, notebook in [*((s.key, s.directory, "notebook.ipynb") for s in stages), ("report", run_dir, "report.ipynb")]:
+        error, partial = directory / "error.txt", (directory / notebook).with_suffix(".partial.ipynb")
+        if _newer(error, started):
+            sentence = error.read_text(encoding="utf-8").strip()
+            print(f"{name} failed: {sentence}\n  notebook: {_shown(directory / notebook)}", file=sys.stderr)
+        elif _newer(partial, started):
+            print(f"{name} was killed before it could finish (out of memory?)\n  notebook so far: {_shown(partial)}", file=sys.stderr)
+        else:
+            continue
+        found = True
+    if not found:
+        log = (run_dir / "snakemake.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        print(*(log[-15:] or [f"Snakemake ended with code {code}"]), sep="\n", file=sys.stderr)
+    print("run the same command again to go on", file=sys.stderr)
+
+
+def print_table(rows: list) -> None:
+    """Columns of text, aligned."""
+    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))] if rows[0] else []
+    for row in rows:
+        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _snakemake(path: Path, run_dir: Path, cores: int, options: list[str]) -> int:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", PROJECT_ROOT / "Snakefile", "--directory", run_dir]
+    command += ["--config", f"experiment={path.absolute()}", f"launched_from={Path.cwd()}"]
+    command += ["--cores", cores, "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input", "--scheduler", "greedy"]
+    command += ["--nolock"]  # the run's own lock is held; Snakemake's would survive a SIGKILL
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        command += ["--resources", "gpu=1"]  # one stage at a time on the GPU
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "BRITE_BATCH": "1",
+        "BRITE_RUN_DIR": str(run_dir),
+    }
+    if "--executor" not in options:  # a cluster's jobs are not our children
+        environment["BRITE_LAUNCHER_PID"] = str(os.getpid())
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(name) != signal.SIG_IGN:  # nohup
+            signal.signal(name, _interrupt)
+    with open(run_dir / "snakemake.log", "w", encoding="utf-8") as log:
+        # Its own session: Ctrl-C reaches this process alone, which then ends the others.
+        process = subprocess.Popen(list(map(str, command + options)), stderr=log, env=environment, start_new_session=True)
+        return process.wait()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _state(spec: StageSpec) -> str:
+    record = spec.directory / "stage.json"
+    if not record.exists():
+        return ""
+    same = json.loads(record.read_text(encoding="utf-8")).get("params") == spec.params.model_dump(mode="json")
+    return "done" if same else "done with other parameters"
+
+
+def _newer(path: Path, moment: float) -> bool:
+    return path.exists() and path.stat().st_mtime >= moment
+
+
+def _short(cell: str) -> str:
+    try:
+        return f"{float(cell):.4g}"
+    except ValueError:
+        return cell
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

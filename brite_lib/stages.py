@@ -1,0 +1,257 @@
+"""From an experiment to its stages: which notebook runs with which parameters after which other stages.
+
+This is the only place that knows the methods (design section 6). The Snakefile, ``make plan`` and the validation of
+an experiment file all read the list that :func:`plan` returns. Nothing here imports torch.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from brite_lib.errors import InputError
+from brite_lib.params import (
+    PROJECT_ROOT,
+    EvalParams,
+    Experiment,
+    PsiParams,
+    RejectionParams,
+    StageParams,
+    TaskParams,
+    ThetaParams,
+    resolve_path,
+    suggestion,
+)
+
+SECTIONS: dict[str, type[StageParams]] = {"psi": PsiParams, "theta": ThetaParams, "rejection": RejectionParams, "evaluation": EvalParams}
+
+NOTEBOOKS = {
+    "psi": "02_psi_ppo.ipynb",
+    "theta": "03_theta_sft.ipynb",
+    "evaluation": "05_evaluation.ipynb",
+    "rejection": "10_rejection_sampling.ipynb",
+}
+
+# method -> (stage whose rationales it learns, or None for human ones; human rationale style)
+SFT_METHODS = {
+    "sft": (None, ""),
+    "sft_careless": (None, "careless"),
+    "sft_careful": (None, "careful"),
+    "rs": ("rs_sampling", ""),
+    "posterior": ("posterior_sampling", ""),
+    "brite": ("brite_psi", ""),
+}
+
+# What the experiment's own fields decide; a section that sets one of these would break the plan.
+OWNED = {
+    "stage": "the plan",
+    "output_dir": "name",
+    "seed": "seeds",
+    "round": "the plan",
+    "model": "model",
+    "reference_model": "model",
+    "template": "template",
+    "data": "tasks",
+    "split": "tasks (train_split, test_split)",
+    "limit": "tasks (train_limit, test_limit)",
+    "method": "methods",
+    "benchmark": "tasks",
+    "rationales": "methods",
+    "until_hit": "methods",
+}
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage of a run: one notebook, one kernel, one ``stage.json``."""
+
+    key: str  # seed0/brite_psi, or seed0/toy-easy.brite_psi with several tasks: the directory below outputs/<run>
+    kind: str
+    notebook: Path
+    params: StageParams
+    directory: Path
+    inputs: tuple[str, ...] = ()  # keys of the stages whose files it reads
+    sources: tuple[Path, ...] = ()  # local files it reads that no stage makes: model and data
+
+
+def plan(experiment: Experiment, where: str = "") -> list[StageSpec]:
+    """All stages of an experiment, each after the stages it reads.
+
+    Raises:
+        InputError: one sentence naming the file, the section and the key.
+    """
+    _check_sections(experiment, where)
+    model, model_files = _local_model(experiment.model, _join(where, "model"))
+    stages: list[StageSpec] = []
+    for task in experiment.tasks:
+        place = _join(where, f"tasks: {task.name}")
+        data, data_files = _local_data(task.data, place)
+        test_data, test_files = _local_data(task.test_data or task.data, place)
+        task = task.model_copy(update={"data": data, "test_data": test_data})
+        for method in experiment.methods:
+            _check_style(method, data, place)
+        for seed in experiment.seeds:
+            stages += _task_stages(experiment, task, seed, model, model_files + data_files, model_files + test_files, where)
+    return stages
+
+
+def run_directory(experiment: Experiment) -> Path:
+    """``outputs/<name>`` below the project."""
+    return PROJECT_ROOT / "outputs" / experiment.name
+
+
+def token_bounds(params: StageParams) -> tuple[int, int, bool]:
+    """Upper bounds of the tokens that a stage generates and trains on.
+
+    Returns:
+        (generated, trained, per_problem): ``per_problem`` if the number of problems is unknown before the data is read.
+    """
+    unknown = params.limit is None and not is_toy(params.data)
+    problems = 1 if unknown else params.limit or 1000
+    length = params.max_rationale_tokens + params.max_answer_tokens
+    match params:
+        case PsiParams():
+            rollout = params.max_rationale_tokens if params.reward == "answer_likelihood" else length
+            batches = params.steps * params.prompts_per_step * params.rationales_per_prompt * rollout
+            # The updates do not depend on the number of problems, so this bound is always a total.
+            return batches + params.samples * (params.limit or 1000) * length, params.epochs * batches, False
+        case RejectionParams():
+            return (params.max_samples if params.until_hit else params.samples) * problems * length, 0, unknown
+        case ThetaParams():
+            return 0, int(params.epochs * problems * length), unknown
+        case EvalParams():
+            return (params.samples + params.greedy) * problems * length, 0, unknown
+    raise TypeError(f"no cost estimate for {type(params).__name__}")
+
+
+def is_toy(data: str) -> bool:
+    """Whether the problems are the embedded task's."""
+    return data == "toy" or data.startswith("toy:")
+
+
+def is_path(name: str) -> bool:
+    """Whether a model or data name means something on this disk.
+
+    It does if it exists, starts with ``/``, ``.`` or ``~``, ends like a data file, or contains ``/`` and is not ``org/name``;
+    ``org/name`` itself is a path if ``org`` is a directory here (so a misspelt ``assets/tiny-bsae`` is not sent to the hub).
+    """
+    parts = name.split("/")
+    return (
+        name.startswith(("/", ".", "~"))
+        or name.endswith((".jsonl", ".parquet", ".json", ".csv"))
+        or len(parts) > 2
+        or (len(parts) == 2 and (not all(parts) or resolve_path(parts[0]).is_dir()))
+        or resolve_path(name).exists()
+    )
+
+
+def _task_stages(
+    experiment: Experiment, task: TaskParams, seed: int, model: str, train_files: tuple[Path, ...], test_files: tuple[Path, ...], where: str
+) -> list[StageSpec]:
+    prefix = f"{task.name}." if len(experiment.tasks) > 1 else ""
+    stages: list[StageSpec] = []
+
+    def output_dir(stage: str) -> str:
+        return f"outputs/{experiment.name}/seed{seed}/{prefix}{stage}"
+
+    def add(stage: str, section: str, inputs: tuple[str, ...], sources: tuple[Path, ...], **fields: Any) -> None:
+        cls = SECTIONS[section]
+        own = {"stage": stage, "output_dir": output_dir(stage), "seed": seed, "template": experiment.template}
+        values = _known(experiment.common, cls) | getattr(experiment, section) | own | fields
+        stages.append(
+            StageSpec(
+                key=f"seed{seed}/{prefix}{stage}",
+                kind=cls.kind,
+                notebook=PROJECT_ROOT / "notebooks" / NOTEBOOKS[section],
+                params=cls.parse(values, where=_join(where, section)),
+                directory=PROJECT_ROOT / output_dir(stage),
+                inputs=tuple(f"seed{seed}/{prefix}{name}" for name in inputs),
+                sources=sources,
+            )
+        )
+
+    methods = set(experiment.methods)
+    train = {"model": model, "data": task.data, "split": task.train_split, "limit": task.train_limit}
+    if "rs" in methods:
+        add("rs_sampling", "rejection", (), train_files, until_hit=False, **train)
+    if "posterior" in methods:
+        add("posterior_sampling", "rejection", (), train_files, until_hit=True, **train)
+    if methods & {"brite_psi", "brite"}:
+        add("brite_psi", "psi", (), train_files, **train)
+    for method in experiment.methods:
+        if method in SFT_METHODS:
+            source, style = SFT_METHODS[method]
+            rationales = f"{output_dir(source)}/rationales.parquet" if source else "human"
+            data = f"{task.data}:{style}" if style else task.data
+            add(method, "theta", (source,) if source else (), train_files, **(train | {"rationales": rationales, "data": data}))
+    test = {"data": task.test_data, "split": task.test_split, "limit": task.test_limit, "reference_model": model, "benchmark": task.name}
+    for method in experiment.methods:
+        made_by = () if method == "base" else (method,)
+        evaluated = f"{output_dir(method)}/model" if made_by else model
+        add(f"eval_{method}", "evaluation", made_by, test_files, method=method, model=evaluated, **test)
+    return stages
+
+
+def _check_sections(experiment: Experiment, where: str) -> None:
+    known = sorted({name for cls in SECTIONS.values() for name in cls.model_fields} - OWNED.keys())
+    for name in experiment.common:
+        if name not in known and name not in OWNED:
+            raise InputError(f"{_join(where, 'common')}: {name}: is no parameter of any stage{suggestion(name, known)}")
+    for section in ("common", *SECTIONS):
+        for name in getattr(experiment, section):
+            if name in OWNED:
+                raise InputError(f"{_join(where, section)}: {name}: is decided by the experiment's {OWNED[name]}; set it there")
+    for section, cls in SECTIONS.items():
+        # Checked also if no method uses the section, and alone first, so that the sentence names the right one.
+        shared = _known(experiment.common, cls)
+        cls.parse(shared, where=_join(where, "common"))
+        cls.parse(shared | getattr(experiment, section), where=_join(where, section))
+
+
+def _check_style(method: str, data: str, where: str) -> None:
+    style = SFT_METHODS.get(method, (None, ""))[1]
+    if style and not is_toy(data):
+        raise InputError(f"{where}: method {method} needs the toy task, whose {style} rationales are known, not {data!r}; use sft")
+
+
+def _local_model(name: str, where: str) -> tuple[str, tuple[Path, ...]]:
+    """The model as stages name it, and its files if it is a directory here; a hub name has none."""
+    if not is_path(name):
+        return name, ()
+    path = resolve_path(name)
+    if not path.is_dir():
+        near = suggestion(path.name, [p.name for p in path.parent.glob("*") if p.is_dir()]) if path.parent.is_dir() else ""
+        raise InputError(f"{where}: {name}: no such model directory{near}")
+    if not (path / "config.json").is_file():
+        raise InputError(f"{where}: {name}: is no model directory, it has no config.json")
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        found = ", only .bin files, which can run code when they are loaded; convert it to safetensors" if any(path.glob("*.bin")) else ""
+        raise InputError(f"{where}: {name}: has no *.safetensors weights{found}")
+    return _portable(path), tuple(Path(os.path.abspath(file)) for file in (path / "config.json", *weights))
+
+
+def _local_data(name: str, where: str) -> tuple[str, tuple[Path, ...]]:
+    """The data as stages name it, and its files if it is on this disk."""
+    if is_toy(name) or not is_path(name):
+        return name, ()
+    path = resolve_path(name)
+    if not path.exists():
+        near = suggestion(path.name, [p.name for p in path.parent.glob("*")]) if path.parent.is_dir() else ""
+        raise InputError(f"{where}: {name}: no such data file or directory{near}")
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return _portable(path), tuple(Path(os.path.abspath(file)) for file in files)
+
+
+def _portable(path: Path) -> str:
+    """Relative to the project where it lies inside (a moved clone stays up to date), else absolute (kernels have another cwd)."""
+    absolute = Path(os.path.abspath(path))
+    return str(absolute.relative_to(PROJECT_ROOT)) if absolute.is_relative_to(PROJECT_ROOT) else str(absolute)
+
+
+def _known(settings: dict[str, Any], cls: type[StageParams]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name in cls.model_fields}
+
+
+def _join(where: str, section: str) -> str:
+    return f"{where}: {section}" if where else section
