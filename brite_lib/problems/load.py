@@ -1,0 +1,176 @@
+"""``load_problems``: one table of problems from any source, every row checked before anything is computed."""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+from datasets import Dataset, Features, List, Value, load_dataset
+from datasets.exceptions import DatasetsError
+from pydantic import ValidationError
+
+from brite_lib.errors import InputError
+from brite_lib.params import resolve_path, suggestion
+from brite_lib.problems.problem import Problem
+from brite_lib.problems.toy import HUMANS, LEVELS, toy_problems
+from brite_lib.stages import is_path, is_toy
+
+FEATURES = Features({name: List(Value("string")) if name == "choices" else Value("string") for name in Problem.model_fields})
+FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+HUB_NAMES = {"gsm8k": ("openai/gsm8k", "main")}  # short name -> repository, configuration
+
+# GSM8K's calculator annotations, <<16-3-4=9>>: the result follows as text anyway, and no model here has a calculator.
+CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+FINAL_LINE = re.compile(r"\s*^####[ \t]*(.*?)\s*\Z", re.MULTILINE)
+
+
+def load_problems(source: str, split: str, limit: int | None = None, seed: int = 0) -> Dataset:
+    """Problems with the columns of :class:`Problem`, all of them validated.
+
+    Args:
+        source: one of
+
+            - ``toy:<level>`` or ``toy:<level>:<careful|careless>``: the embedded task, with human rationales of that
+              kind (default careless);
+            - a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file (``split`` is then not used), or a directory that holds
+              ``<split>`` with one of these endings;
+            - ``gsm8k`` (openai/gsm8k, main), or any other ``org/name`` of the hub.
+
+            Rows need ``question`` and ``answer``, and may have the other columns of :class:`Problem`; further columns
+            are ignored. A row without ``id`` gets ``<name>/<split>/<row>`` (a file: ``<name>/<row>``), counted from 0.
+            A text in GSM8K's format is split: what follows ``####`` in the last line is the answer (if the row has no
+            other), the rationale ends before it, and calculator marks ``<<…>>`` are removed.
+        split: name of the split.
+        limit: with ``seed`` 0 the first rows, else the head of a shuffle with that seed; None: all. On the toy task
+            always the first problems, 1000 by default.
+        seed: of the shuffle.
+
+    Raises:
+        InputError: one sentence naming the file or data set, the row (counted from 1; a line of a JSONL file) and the
+            column: missing or empty question or answer, wrong type, duplicate id, broken JSON, truncated file, unknown
+            source or split, hub out of reach.
+    """
+    if is_toy(source):
+        return Dataset.from_list([problem.model_dump() for problem in _toy(source, split, limit)], features=FEATURES)
+    if is_path(source) or source.endswith(FILE_ENDINGS):
+        path = _find_file(resolve_path(source), split)
+        place, rows = str(path), _read(path)
+        name = path.name.removesuffix(_ending(path)) if resolve_path(source).is_file() else f"{path.parent.resolve().name}/{split}"
+    else:
+        place, rows = f"{source} ({split})", enumerate(_from_hub(source, split), start=1)
+        name = f"{source}/{split}"
+    problems = Dataset.from_list([problem.model_dump() for problem in _validated(rows, name, place)], features=FEATURES)
+    if limit is not None and seed > 0:
+        problems = problems.shuffle(seed=seed)
+    return problems if limit is None else problems.select(range(min(limit, len(problems))))
+
+
+def _toy(source: str, split: str, limit: int | None) -> list[Problem]:
+    level, _, human = source.removeprefix("toy").removeprefix(":").partition(":")
+    if level not in LEVELS:
+        raise InputError(f"data: {source}: name a level as in toy:easy{suggestion(level, LEVELS)}")
+    if human not in (*HUMANS, ""):
+        raise InputError(f"data: {source}: unknown rationales {human!r}{suggestion(human, HUMANS)}")
+    try:
+        return toy_problems(level, split, limit or 1000, human or "careless")
+    except ValueError as error:
+        raise InputError(f"data: {source}: {error}") from None
+
+
+def _find_file(path: Path, split: str) -> Path:
+    if path.is_dir():
+        for ending in FILE_ENDINGS:
+            if (path / f"{split}{ending}").is_file():
+                return path / f"{split}{ending}"
+        splits = sorted(p.name.removesuffix(_ending(p)) for p in path.iterdir() if _ending(p))
+        raise InputError(f"{path}: has no split {split!r}{suggestion(split, splits)}")
+    if not path.is_file():
+        raise InputError(f"{path}: no such data file or directory")
+    if not _ending(path):
+        raise InputError(f"{path}: is no {', '.join(FILE_ENDINGS)} file")
+    return path
+
+
+def _ending(path: Path) -> str:
+    return next((ending for ending in FILE_ENDINGS if path.name.endswith(ending)), "")
+
+
+def _read(path: Path) -> Iterator[tuple[int, Any]]:
+    return enumerate(_parquet_rows(path), start=1) if path.suffix == ".parquet" else _json_lines(path)
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: is no whole parquet file, it may be truncated: {' '.join(str(error).split())}") from None
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, value); read here and not by ``datasets``, which cannot name the bad line."""
+    number = 0
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: row {number}: is no JSON object: {error.msg} at column {error.colno}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: row {number + 1}: is not UTF-8 text") from None
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{path}: breaks off after row {number}, it may be truncated: {error}") from None
+
+
+def _from_hub(source: str, split: str) -> Iterable[dict[str, Any]]:
+    repository, configuration = HUB_NAMES.get(source, (source, None))
+    if repository.count("/") != 1:
+        raise InputError(f"data: {source!r} is no toy:<level>, path or org/name of the hub{suggestion(source, HUB_NAMES)}")
+    try:
+        return load_dataset(repository, configuration, split=split)
+    except (OSError, ValueError, DatasetsError) as error:  # no network, no such data set, no such split, broken download
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(f"data: {repository} ({split}): cannot be loaded from the hub ({reason}); offline, give a local path") from None
+
+
+def _validated(rows: Iterable[tuple[int, Any]], name: str, place: str) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    for index, (number, row) in enumerate(rows):
+        where = f"{place}: row {number}"
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: must be an object with question and answer, found {type(row).__name__}")
+        row = {key: value for key, value in row.items() if key in Problem.model_fields and value is not None}
+        row.setdefault("id", f"{name}/{index}")
+        if type(row["id"]) is int:  # hub data sets number their rows
+            row["id"] = str(row["id"])
+        for key in ("question", "answer"):
+            if key in row and isinstance(row[key], str) and not row[key].strip():
+                raise InputError(f"{where}: {key}: is empty")
+        try:
+            problem = Problem.model_validate(_without_final_line(row), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            reason = "is missing" if first["type"] == "missing" else first["msg"]
+            raise InputError(f"{where}: {'.'.join(map(str, first['loc']))}: {reason}") from None
+        if problem.id in seen:
+            raise InputError(f"{where}: id: {problem.id!r} is already in row {seen[problem.id]}")
+        seen[problem.id] = number
+        yield problem
+    if not seen:
+        raise InputError(f"{place}: has no rows")
+
+
+def _without_final_line(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with a GSM8K text, ``rationale #### answer`` in either column, taken apart."""
+    column = "rationale" if "rationale" in row else "answer"
+    if not isinstance(text := row.get(column), str) or not (final := FINAL_LINE.search(text)):
+        return row
+    row["rationale"] = CALCULATOR_MARK.sub("", text[: final.start()]).strip() or None
+    if column == "answer":
+        row["answer"] = final[1].replace(",", "")
+    return row
