@@ -1,0 +1,66 @@
+"""Evaluation: greedy and sampled answers of one model on one benchmark."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from brite_lib.params import EvalParams
+from brite_lib.rollouts import add_scores, generate
+from brite_lib.stats import bootstrap_ci, majority_at_k
+from brite_lib.tables import PREDICTIONS
+from brite_lib.template import RationaleTemplate
+from brite_lib.tiny_base import accuracy_by_style
+
+
+def evaluate(
+    model: nn.Module, reference: nn.Module, problems: Sequence[dict[str, Any]], template: RationaleTemplate, params: EvalParams
+) -> list[dict[str, Any]]:
+    """Rows of ``predictions.parquet``: k samples per problem at ``temperature``, and one greedy sample at temperature 0.
+
+    ``logp_answer`` is log P(y*|x,z) of the gold answer under ``reference`` after the sampled rationale.
+    """
+    rows = []
+    for temperature, n in [(params.temperature, params.samples)] + ([(0.0, 1)] if params.greedy else []):
+        samples = generate(
+            model, problems, template, n, temperature, params.max_rationale_tokens + params.max_answer_tokens, seed=params.seed,
+            max_rationale_tokens=params.max_rationale_tokens, max_answer_tokens=params.max_answer_tokens, answer_kind=params.answer_kind,
+            source=params.method, round=params.round, batch_size=params.batch_size,
+        )  # fmt: skip
+        scored = add_scores(samples.to_list(), template, reference, batch_size=params.batch_size)
+        rows += [{**row, "temperature": temperature, "benchmark": params.benchmark} for row in scored]
+    return [{name: row[name] for name in PREDICTIONS.names if name in row} for row in rows]
+
+
+def summary(rows: Sequence[dict[str, Any]], params: EvalParams) -> dict[str, float]:
+    """Metrics of one evaluation with bootstrap intervals over problems; ``results.json`` is made of the rows themselves."""
+    sampled = [row for row in rows if row["temperature"] > 0]
+    greedy = [row for row in rows if row["temperature"] == 0]
+    metrics: dict[str, float] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in sampled:
+        groups.setdefault(row["id"], []).append(row)
+    if groups:
+        means = [sum(row["correct"] is True for row in group) / len(group) for group in groups.values()]
+        interval = bootstrap_ci(means, resamples=params.bootstrap, seed=params.seed)
+        metrics |= dict(zip(("pass@1", "pass@1/low", "pass@1/high"), map(float, interval), strict=True))
+        votes = ([[row[name] for row in group] for group in groups.values()] for name in ("prediction", "correct"))
+        metrics[f"maj@{params.samples}"] = float(majority_at_k(*votes).mean())
+        metrics |= _means("sampled", sampled)
+    if greedy:
+        metrics["greedy"] = sum(row["correct"] is True for row in greedy) / len(greedy)
+    return metrics
+
+
+def _means(prefix: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    likelihoods = [row["logp_answer"] for row in rows if row["logp_answer"] is not None]
+    return {
+        f"{prefix}/rationale_length": sum(row["num_tokens"] for row in rows) / len(rows),
+        f"{prefix}/finished": sum(row["finished"] for row in rows) / len(rows),
+        f"{prefix}/logp_answer": sum(likelihoods) / len(likelihoods) if likelihoods else float("nan"),
+    }
+
+
+def style_counts(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Share and accuracy of each rationale style among the sampled rows (toy task only)."""
+    return accuracy_by_style([row for row in rows if row["temperature"] > 0])

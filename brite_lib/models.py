@@ -1,0 +1,144 @@
+"""Loading and saving language models: safetensors only, no remote code, no dropout."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from brite_lib.errors import InputError
+from brite_lib.files import atomic_directory
+from brite_lib.params import LoraParams, resolve_path
+from brite_lib.stages import is_path
+from brite_lib.template import RationaleTemplate
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """The device a name means; ``auto`` prefers CUDA, then Apple's MPS, then the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load_policy(
+    name_or_path: str | Path,
+    adapter: str | Path | None = None,
+    lora: LoraParams | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> nn.Module:
+    """Load a causal language model.
+
+    Args:
+        name_or_path: model directory or hub name; weights must be safetensors.
+        adapter: directory of a trained PEFT adapter that belongs to θ.
+        lora: adapters to train; θ's own adapter is merged first, so that "adapter off" is θ.
+        device: see :func:`pick_device`.
+        dtype: ``auto`` is bfloat16 on CUDA and float32 elsewhere.
+
+    Raises:
+        InputError: if there is no such model, or it has no safetensors weights.
+    """
+    target = pick_device(device)
+    torch_dtype = (torch.bfloat16 if target.type == "cuda" else torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    path = check_model(name_or_path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model: {path} could not be loaded: {str(error).splitlines()[0]}") from error
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(resolve_path(adapter)), use_safetensors=True)
+    model = model.to(target)
+    disable_dropout(model)
+    return attach_lora(model, lora) if lora else model
+
+
+def check_model(name_or_path: str | Path) -> str:
+    """The path or hub name to load.
+
+    Raises:
+        InputError: if it is meant as a directory and is missing, or holds no config or no safetensors weights.
+    """
+    path = resolve_path(name_or_path)
+    if not path.is_dir():
+        if is_path(str(name_or_path)):
+            raise InputError(f"model: there is no directory {name_or_path}")
+        return str(name_or_path)
+    if not (path / "config.json").is_file():
+        raise InputError(f"model: {path} has no config.json, so it is no Hugging Face model directory")
+    if not any(path.glob("*.safetensors")):
+        raise InputError(f"model: {path} has no *.safetensors weights; convert them with save_pretrained(…, safe_serialization=True)")
+    return str(path)
+
+
+def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory or hub name."""
+    path = check_model(name_or_path)
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model: {path} has no tokenizer that loads: {str(error).splitlines()[0]}") from error
+
+
+def load_template(model: str | Path, template: str | dict[str, Any] = "auto") -> RationaleTemplate:
+    """Tokenizer and texts of a model in one step."""
+    return RationaleTemplate.load(load_tokenizer(model), template, model)
+
+
+def save_policy(model: nn.Module, template: RationaleTemplate, directory: str | Path) -> Path:
+    """Write a complete model directory (weights, tokenizer, template) and return it.
+
+    Adapters are merged into the weights, so that the directory is a plain θ for the next stage. The directory
+    appears under its name only when it is whole; an older one is replaced.
+    """
+    directory = Path(directory)
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    with atomic_directory(directory) as temporary:
+        model.save_pretrained(temporary, safe_serialization=True)
+        template.tokenizer.save_pretrained(temporary)
+        template.save(temporary)
+        shutil.rmtree(temporary / ".cache", ignore_errors=True)
+    return directory
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout rate to 0: a rollout and its score must be the same function."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def attach_lora(model: nn.Module, lora: LoraParams) -> PeftModel:
+    """Add new adapters to train; adapters that the model already carries become part of θ by merging them."""
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+class Reference:
+    """Frozen θ_t beside a policy that starts from it: the policy's weights with the adapter off, or a copy."""
+
+    def __init__(self, policy: nn.Module):
+        self._adapter = policy if isinstance(policy, PeftModel) else None
+        self._copy = None if self._adapter else deepcopy(policy).eval().requires_grad_(False)
+
+    @contextmanager
+    def model(self) -> Iterator[nn.Module]:
+        """θ_t for the length of a ``with`` block."""
+        if self._adapter is None:
+            yield self._copy
+            return
+        with self._adapter.disable_adapter():
+            yield self._adapter

@@ -1,0 +1,214 @@
+"""Sampling rationales and answers, and the table they end in.
+
+Every sample has a seed of its own (:func:`sample_seed`), so a rollout does not depend on which other prompts
+share its batch. Log-probabilities are exact only at temperature 1 without top-p or top-k, the one way this
+module samples, except for evaluation (temperature 0 is greedy).
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from brite_lib.errors import InputError
+from brite_lib.likelihood import length_sorted, pad_sequences, score
+from brite_lib.models import load_policy
+from brite_lib.progress import progress
+from brite_lib.template import Completion, RationaleTemplate
+from brite_lib.verify import extract_answer, is_correct
+
+NOISE_BLOCK = 2**16  # random numbers drawn at once per sample, at the most
+
+
+def sample_seed(seed: int, *key: object) -> int:
+    """A 63-bit seed for one sample, e.g. ``sample_seed(run_seed, step, problem_id, k)``; the same on every machine."""
+    text = "/".join(str(part) for part in (seed, *key))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+class GumbelSampler(LogitsProcessor):
+    """Turns greedy decoding into exact sampling: argmax(logits / temperature + Gumbel noise), noise from each row's seed."""
+
+    def __init__(self, seeds: Sequence[int], temperature: float, max_new_tokens: int):
+        self.temperature, self.max_new_tokens = temperature, max_new_tokens
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.noise: Tensor | None = None
+        self.step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        vocabulary = scores.shape[-1]
+        block = max(1, min(self.max_new_tokens, NOISE_BLOCK // vocabulary))
+        if self.step % block == 0:
+            uniform = torch.stack([torch.rand((block, vocabulary), generator=g, dtype=torch.float64) for g in self.generators])
+            self.noise = -torch.log(-torch.log(uniform.clamp(min=1e-300))).to(scores.device, torch.float32)
+        noisy = scores.float() / self.temperature + self.noise[:, self.step % block]
+        self.step += 1
+        return noisy
+
+
+class StopAtBoundary(StoppingCriteria):
+    """Ends a row once its sampled text holds the boundary, for boundaries of several tokens; the same decoding as the template's."""
+
+    def __init__(self, template: RationaleTemplate, prompt_length: int):
+        self.template, self.prompt_length = template, prompt_length
+        self.tail = len(template.formats.boundary) + 8  # tokens that may hold it; some (parts of a character) have no text
+
+    def __call__(self, input_ids: Tensor, scores: Tensor | None, **kwargs: Any) -> Tensor:
+        sampled = input_ids[:, self.prompt_length :][:, -self.tail :].tolist()
+        done = [self.template.formats.boundary in self.template.decode(row) for row in sampled]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def sample(
+    model: nn.Module,
+    template: RationaleTemplate,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    temperature: float,
+    max_new_tokens: int,
+    stop_at_boundary: bool = False,
+    batch_size: int = 512,
+) -> list[list[int]]:
+    """Token ids of one completion per prompt, through its end token (or boundary, or the limit).
+
+    Args:
+        prompts: token ids of x, one list per sample (repeat a prompt for several samples).
+        seeds: one per sample.
+        temperature: 0 decodes greedily.
+        stop_at_boundary: stop once z is complete and sample no y (reward (i) needs none).
+    """
+    completions: list[list[int]] = [[] for _ in prompts]
+    device = next(model.parameters()).device
+    one_token = stop_at_boundary and len(template.boundary_ids) == 1
+    watch_text = stop_at_boundary and not one_token
+    config = _generation_config(template, max_new_tokens, template.boundary_ids if one_token else [])
+    with torch.no_grad(), _plain_generation(model) as causal:
+        for rows in length_sorted([(prompt,) for prompt in prompts], batch_size):
+            padded = pad_sequences([prompts[i] for i in rows], device, side="left", pad_id=template.pad_id)
+            sampler = [GumbelSampler([seeds[i] for i in rows], temperature, max_new_tokens)] if temperature > 0 else []
+            length = padded.input_ids.shape[1]
+            output = causal.generate(
+                input_ids=padded.input_ids,
+                attention_mask=padded.attention_mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList(sampler),
+                stopping_criteria=StoppingCriteriaList([StopAtBoundary(template, length)] if watch_text else []),
+            )
+            for i, ids in zip(rows, output[:, length:].tolist(), strict=True):
+                ids = _trim(ids, config.eos_token_id)
+                completions[i] = ids[: template.boundary_end(ids)] if watch_text else ids
+    return completions
+
+
+def generate(
+    model_or_path: nn.Module | str | Path,
+    problems: Dataset | Sequence[dict[str, Any]],
+    template: RationaleTemplate,
+    n: int = 1,
+    temperature: float = 1.0,
+    max_new_tokens: int = 40,
+    engine: Literal["hf"] = "hf",
+    seed: int = 0,
+    *,
+    max_rationale_tokens: int | None = None,
+    max_answer_tokens: int | None = None,
+    answer_kind: str = "exact",
+    source: str = "",
+    round: int = 1,
+    first_sample: int = 0,
+    batch_size: int = 512,
+) -> Dataset:
+    """Sample ``n`` completions per problem and return them as a rationale table (design section 6).
+
+    Rows are ordered by problem, then sample. The log-probability columns stay null; :func:`add_scores` fills them.
+    ``first_sample`` numbers the samples on, with new seeds, when a problem is sampled again.
+
+    Raises:
+        InputError: for an unknown engine.
+    """
+    if engine != "hf":
+        raise InputError(f"engine: {engine!r} is unknown; known: hf")
+    model = load_policy(model_or_path) if isinstance(model_or_path, str | Path) else model_or_path
+    jobs = [(problem, first_sample + k) for problem in problems for k in range(n)]
+    seeds = [sample_seed(seed, problem["id"], k) for problem, k in jobs]
+    prompts = [ids for problem in problems for ids in [template.prompt_ids(problem["question"])] * n]
+    completions: list[list[int]] = []
+    for start in progress(range(0, len(jobs), batch_size), desc=f"sampling {source}".strip()):
+        part = slice(start, start + batch_size)
+        completions += sample(model, template, prompts[part], seeds[part], temperature, max_new_tokens, batch_size=batch_size)
+    rows = []
+    for (problem, k), row_seed, prompt, ids in zip(jobs, seeds, prompts, completions, strict=True):
+        completion = template.split(ids, max_rationale_tokens, max_answer_tokens)
+        row = _row(problem, completion, answer_kind, template)
+        rows.append({**row, "source": source, "round": round, "sample": k, "seed": row_seed, "num_tokens": len(ids), "prompt_ids": prompt})
+    return Dataset.from_list(rows)
+
+
+def add_scores(
+    rows: Sequence[dict[str, Any]], template: RationaleTemplate, theta: nn.Module | None, psi: nn.Module | None = None, batch_size: int = 64
+) -> list[dict[str, Any]]:
+    """The rows with ``logp_theta``, ``logp_answer`` = log P_θ(y*|x,z) of the gold answer, and ``logp_psi`` filled in.
+
+    An unfinished rationale has no answer likelihood: its ``logp_answer`` stays null.
+    """
+    rows = [dict(row) for row in rows]
+    prompts, rationales = [row["prompt_ids"] for row in rows], [row["rationale_ids"] for row in rows]
+    gold = [template.answer_ids(row["gold"]) if row["finished"] else [] for row in rows]
+    if theta is not None:
+        scores = score(theta, prompts, rationales, gold, batch_size)
+        for row, rationale, answer in zip(rows, scores.rationale, scores.answer, strict=True):
+            row["logp_theta"] = rationale.tolist()
+            row["logp_answer"] = answer.sum().item() if row["finished"] else None
+    if psi is not None:
+        for row, rationale in zip(rows, score(psi, prompts, rationales, [[]] * len(rows), batch_size).rationale, strict=True):
+            row["logp_psi"] = rationale.tolist()
+    return rows
+
+
+def _row(problem: dict[str, Any], completion: Completion, answer_kind: str, template: RationaleTemplate) -> dict[str, Any]:
+    prediction = extract_answer(completion.answer, answer_kind) if completion.answer is not None else None
+    return {
+        "id": problem["id"],
+        "question": problem["question"],
+        "gold": problem["answer"],
+        "rationale": completion.rationale,
+        "answer_text": completion.answer,
+        "prediction": prediction,
+        "correct": prediction is not None and completion.ended and is_correct(prediction, problem["answer"], answer_kind),
+        "finished": completion.finished,
+        "rationale_ids": completion.rationale_ids,
+        "answer_ids": completion.answer_ids,
+        "tokens": template.tokens(completion.rationale_ids),
+    }
+
+
+@contextmanager
+def _plain_generation(model: nn.Module) -> Iterator[nn.Module]:
+    """The causal model in eval mode, without the sampling defaults that a hub model brings (Qwen's repetition penalty, say)."""
+    causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    own, was_training = causal.generation_config, model.training
+    causal.generation_config = GenerationConfig()
+    model.eval()
+    try:
+        yield causal
+    finally:
+        causal.generation_config = own
+        model.train(was_training)
+
+
+def _generation_config(template: RationaleTemplate, max_new_tokens: int, boundary: list[int]) -> GenerationConfig:
+    stops = [*template.stop_ids, *boundary]
+    return GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=template.pad_id)
+
+
+def _trim(ids: list[int], stops: list[int]) -> list[int]:
+    """Drop what generate padded after the first stop token."""
+    end = next((i for i, token in enumerate(ids) if token in stops), None)
+    return ids if end is None else ids[: end + 1]

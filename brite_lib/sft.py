@@ -1,0 +1,146 @@
+"""The θ-update: supervised fine-tuning on (x, z, y*), thin over TRL's SFTTrainer (BRiTE eq. 3.5)."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from brite_lib.errors import InputError
+from brite_lib.models import attach_lora
+from brite_lib.params import ThetaParams
+from brite_lib.template import RationaleTemplate
+
+
+def training_rows(rows: Sequence[dict[str, Any]], template: RationaleTemplate, correct_only: bool = False) -> Dataset:
+    """Sequences x·z·y* with labels on z and y* only (``input_ids``, ``labels``).
+
+    Sampled rationales keep their token ids; written ones are tokenised once. Unfinished rationales are left out,
+    and so are wrongly answered ones if ``correct_only``.
+    """
+    sequences = []
+    for row in rows:
+        if row.get("finished") is False or (correct_only and row.get("correct") is not True):
+            continue
+        prompt = row.get("prompt_ids") or template.prompt_ids(row["question"])
+        rationale = row.get("rationale_ids") or template.rationale_ids(row["rationale"])
+        completion = [*rationale, *template.answer_ids(row["gold"])]
+        sequences.append({"input_ids": [*prompt, *completion], "labels": [-100] * len(prompt) + completion})
+    return Dataset.from_list(sequences)
+
+
+def human_rows(problems: Sequence[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """The data's own rationales as rows for :func:`training_rows`; problems without one are left out.
+
+    Raises:
+        InputError: if there is none at all.
+    """
+    rows = [
+        {"id": problem["id"], "question": problem["question"], "gold": problem["answer"], "rationale": problem["rationale"]}
+        for problem in problems
+        if problem["rationale"]
+    ]
+    if not rows:
+        raise InputError(f"rationales: {where} has no human rationales; train on a rationales.parquet instead")
+    return rows
+
+
+def rationale_sft(
+    model: nn.Module,
+    dataset: Dataset,
+    template: RationaleTemplate,
+    params: ThetaParams,
+    checkpoints: str | Path,
+    log: Callable[..., None] | None = None,
+) -> tuple[nn.Module, dict[str, float]]:
+    """Train θ on ready sequences; resumes from the newest checkpoint below ``checkpoints``.
+
+    Without any sequence θ stays as it is, and a warning says so: rejection sampling may have had no hit at all.
+
+    Args:
+        dataset: rows with ``input_ids`` and ``labels``; a label of -100 is no target.
+        log: called as ``log(step, loss=…, …)``.
+
+    Returns:
+        the trained model and metrics: ``loss`` (mean nats per target token of the last log), ``steps``, ``tokens_trained``.
+    """
+    if len(dataset) == 0:
+        print("warning: there is no rationale to train on (none was finished, or none correct); θ stays as it is")
+        return model, {"loss": float("nan"), "steps": 0, "tokens_trained": 0}
+    if params.lora:
+        model = attach_lora(model, params.lora)
+    tuned = SFTTrainer(
+        model=model,
+        args=_config(params, checkpoints),
+        train_dataset=dataset,
+        processing_class=template.tokenizer,
+        callbacks=[_Logger(log)] if log else None,
+    )
+    tuned.remove_callback(PrinterCallback)
+    result = tuned.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+    targets = sum(sum(label != -100 for label in row["labels"]) for row in dataset)
+    losses = [entry["loss"] for entry in tuned.state.log_history if "loss" in entry]
+    return tuned.model, {
+        "loss": losses[-1] if losses else float("nan"),
+        "steps": result.global_step,
+        "tokens_trained": round(targets * params.epochs),
+    }
+
+
+def resume_step(checkpoints: str | Path) -> int:
+    """The optimiser step that :func:`rationale_sft` will resume from, -1 for a fresh start."""
+    newest = _last_checkpoint(checkpoints)
+    return int(newest.rpartition("-")[2]) if newest else -1
+
+
+def _last_checkpoint(checkpoints: str | Path) -> str | None:
+    """The newest whole checkpoint; a torn one is removed. The trainer writes trainer_state.json last."""
+    while Path(checkpoints).is_dir() and (newest := get_last_checkpoint(str(checkpoints))):
+        if (Path(newest) / "trainer_state.json").is_file():
+            return newest
+        shutil.rmtree(newest)
+    return None
+
+
+def _config(params: ThetaParams, checkpoints: str | Path) -> SFTConfig:
+    return SFTConfig(
+        output_dir=str(checkpoints),
+        num_train_epochs=params.epochs,
+        per_device_train_batch_size=min(params.micro_batch_size, params.train_batch_size),
+        gradient_accumulation_steps=max(1, params.train_batch_size // params.micro_batch_size),
+        learning_rate=params.learning_rate,
+        lr_scheduler_type=params.lr_schedule,
+        warmup_steps=params.warmup_ratio,
+        weight_decay=params.weight_decay,
+        max_grad_norm=params.max_grad_norm,
+        seed=params.seed,
+        save_steps=params.save_steps,
+        save_total_limit=1,
+        logging_steps=1,
+        max_length=None,
+        bf16=params.dtype == "bfloat16",
+        use_cpu=params.device == "cpu" or not torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+class _Logger(TrainerCallback):
+    """Hands the trainer's logs to the stage record."""
+
+    def __init__(self, log: Callable[..., None]):
+        self.log = log
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.log(state.global_step, **{name: value for name, value in logs.items() if isinstance(value, int | float)})

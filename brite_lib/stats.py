@@ -1,0 +1,149 @@
+"""Statistics of evaluation: unbiased pass@k, majority vote, and intervals that say what they vary over.
+
+Two sources of chance must not be mixed up: the problems of the test set (:func:`bootstrap_ci`) and the training
+seeds (:func:`t_interval`, :func:`paired_difference`). A bootstrap over 3-5 seeds covers far less than it claims,
+so seeds get a t-interval.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.special
+import scipy.stats
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of the per-seed differences a − b with its t-interval; ``values`` are the differences, ``n`` their number."""
+
+    mean: float
+    low: float
+    high: float
+    values: tuple[float, ...]
+    n: int
+
+
+def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> NDArray[np.float64]:
+    """Unbiased probability that at least one of k samples is right, 1 − C(n−c, k) / C(n, k) (Chen et al. 2021, eq. 1).
+
+    Args:
+        n: samples per problem; broadcast against ``c``.
+        c: right ones among them.
+        k: samples that count.
+
+    Returns:
+        One value per problem, of the broadcast shape; 0-dimensional for two numbers.
+
+    Raises:
+        ValueError: unless 0 ≤ c ≤ n and 1 ≤ k ≤ n.
+    """
+    n, c = np.broadcast_arrays(np.asarray(n), np.asarray(c))
+    if k < 1 or np.any(n < k) or np.any(c < 0) or np.any(c > n):
+        raise ValueError(f"pass@{k} needs 0 <= c <= n and 1 <= k <= n")
+    wrong = n - c
+    few = wrong < k  # any k samples then hold a right one
+    log_factorial = scipy.special.gammaln
+    # log C(n-c, k) - log C(n, k); the clipped places are not used.
+    top = log_factorial(wrong + 1.0) - log_factorial(np.where(few, 0, wrong - k) + 1.0)
+    bottom = log_factorial(n + 1.0) - log_factorial(n - k + 1.0)
+    return np.where(few, 1.0, -np.expm1(top - bottom))
+
+
+def majority_at_k(
+    predictions: Sequence[Sequence[str | None]], correct: Sequence[Sequence[bool | None]], k: int | None = None
+) -> NDArray[np.float64]:
+    """Accuracy of the most frequent prediction among the first k samples, per problem (self-consistency).
+
+    Equal texts are one candidate. Among tied candidates one is drawn at random: the value is the expected accuracy,
+    1/2 for a right and a wrong candidate with equally many votes. None has no vote; with no votes at all it is 0.
+
+    Args:
+        predictions: extracted answers, one list of samples per problem.
+        correct: verdicts of the same shape; not judged (None) counts as wrong.
+        k: samples per problem that vote; None: all.
+
+    Returns:
+        (problems,) values in [0, 1].
+
+    Raises:
+        ValueError: if a problem has fewer than k samples, or the shapes differ.
+    """
+    values = []
+    for texts, verdicts in zip(predictions, correct, strict=True):
+        if len(texts) != len(verdicts) or len(texts) < (k or 1):
+            raise ValueError(f"maj@k: needs k = {k or 'all'} predictions with verdicts per problem, found {len(texts)} and {len(verdicts)}")
+        votes = [(text, bool(verdict)) for text, verdict in zip(texts[:k], verdicts[:k], strict=True) if text is not None]
+        counts = Counter(text for text, _ in votes)
+        winners = {text for text, count in counts.items() if count == max(counts.values())}
+        verdict_of = dict(votes)
+        values.append(sum(verdict_of[text] for text in winners) / len(winners) if winners else 0.0)
+    return np.array(values, dtype=np.float64)
+
+
+def bootstrap_ci(per_problem_values: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean over problems with a percentile bootstrap interval: how much the choice of problems matters.
+
+    Args:
+        per_problem_values: (problems,) finite values.
+        level: coverage.
+        resamples: number of resampled problem sets.
+        seed: of the resampling; the same seed gives the same interval.
+
+    Returns:
+        (mean, low, high); the interval is nan for fewer than two problems.
+
+    Raises:
+        ValueError: for no values, or values that are not finite.
+    """
+    values = np.asarray(per_problem_values, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
+        raise ValueError("bootstrap_ci needs a non-empty list of finite values, one per problem")
+    mean = float(values.mean())
+    if values.size < 2:
+        return mean, math.nan, math.nan
+    interval = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=resamples, confidence_level=level, method="percentile", batch=100, rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return mean, float(interval.low), float(interval.high)
+
+
+def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of a few independent runs with Student's t-interval, n − 1 degrees of freedom.
+
+    Returns:
+        (mean, low, high); the interval is nan for a single run.
+
+    Raises:
+        ValueError: for no values.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError("t_interval needs a non-empty list of values, one per run")
+    mean = float(values.mean())
+    if values.size == 1:
+        return mean, math.nan, math.nan
+    half = scipy.stats.t.ppf((1 + level) / 2, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size)
+    return mean, mean - float(half), mean + float(half)
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> PairedDifference:
+    """How much better a is than b, from runs that share their seeds.
+
+    Args:
+        a: (seeds,) one value per seed.
+        b: (seeds,) the other method's values, same seeds in the same order.
+        level: coverage of the t-interval (n − 1 degrees of freedom; nan for one seed).
+
+    Raises:
+        ValueError: if the lengths differ or there are no values.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"paired values must have the same seeds, found {a.size} and {b.size} values")
+    difference = a - b
+    mean, low, high = t_interval(difference, level)
+    return PairedDifference(mean, low, high, tuple(difference.tolist()), difference.size)
