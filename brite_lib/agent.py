@@ -1,0 +1,33 @@
+"""The policy Q_ψ and its critic as one module."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from brite_lib.likelihood import make_batch, token_log_probs
+
+
+class PolicyWithCritic(nn.Module):
+    """Q_ψ with a value head on its trunk, as one module, so that any accelerate wrapper sees one forward.
+
+    The head reads the trunk's hidden states without sending gradients back: the critic can't move the policy.
+    """
+
+    def __init__(self, policy: nn.Module, use_critic: bool):
+        super().__init__()
+        self.policy = policy
+        width = policy.config.get_text_config().hidden_size
+        self.value_head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)) if use_critic else None
+        if self.value_head is not None:
+            nn.init.zeros_(self.value_head[-1].weight)
+            self.value_head.to(next(policy.parameters()).device)
+
+    def forward(
+        self, prompts: Sequence[Sequence[int]], actions: Sequence[Sequence[int]], entropy: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """log Q, entropy and value of every action, flat (N,) in the order of the rows."""
+        batch = make_batch(prompts, actions, next(self.policy.parameters()).device)
+        log_prob, entropies, hidden = token_log_probs(self.policy, batch, entropy)
+        values = self.value_head(hidden.detach().float()).squeeze(-1) if self.value_head is not None else torch.zeros_like(log_prob)
+        return log_prob, entropies if entropies is not None else torch.zeros_like(log_prob), values
