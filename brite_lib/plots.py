@@ -1,0 +1,227 @@
+"""Pictures of training and of results. One style for all, colour-blind safe, the same colour for a method everywhere.
+
+Every function returns the figure, which a notebook shows once, wherever in a cell the call stands. ``path`` also saves it as PNG.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
+
+from brite_lib.files import atomic_path
+from brite_lib.params import METHODS
+from brite_lib.problems.toy import STYLES, style_of
+from brite_lib.records import read_metrics
+
+STYLE = {
+    **sns.axes_style("whitegrid", {"axes.edgecolor": "#9a9a9a", "grid.color": "#e6e6e6"}),
+    **sns.plotting_context("paper", font_scale=1.1),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9.5,
+    "figure.titlesize": 10.5,
+    "figure.dpi": 110,
+    "lines.linewidth": 1.6,
+    "savefig.dpi": 200,
+}
+PALETTE = sns.color_palette("colorblind")
+GREY = "#8c8c8c"
+STYLE_COLOURS = dict(zip((*STYLES, "other", "unfinished"), (PALETTE[0], PALETTE[1], PALETTE[4], GREY, "#cccccc"), strict=True))
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    # Not plt.rc_context: the first figure loads Jupyter's backend, and that would be undone with the style.
+    before = {name: plt.rcParams[name] for name in STYLE}
+    plt.rcParams.update(STYLE)
+    try:
+        yield
+    finally:
+        plt.rcParams.update(before)
+
+
+def colour_of(method: str) -> Any:
+    """The colour of a method in every picture; grey for the base model, black for a method without one."""
+    colours = {"base": GREY, **dict(zip(METHODS[1:], (PALETTE[i] for i in (9, 9, 6, 1, 2, 4, 0)), strict=False))}
+    return colours.get(method, "black")
+
+
+@_styled()
+def training_curves(
+    paths: str | Path | Sequence[str | Path] | Mapping[str, Sequence[str | Path]],
+    names: Sequence[str],
+    title: str = "",
+    path: str | Path | None = None,
+) -> Figure:
+    """One small panel per metric, training steps to the right.
+
+    Args:
+        paths: a ``metrics.jsonl``; several ones, of training seeds: their mean, and their range as a band; or such a list
+            for each label, one colour per label.
+        names: metrics; one that was never logged has an empty panel that says so.
+        title: above the panels.
+        path: also save a PNG there.
+    """
+    groups = paths if isinstance(paths, Mapping) else {"": [paths] if isinstance(paths, str | Path) else paths}
+    lines = [(label, line) for label, files in groups.items() for file in files for line in read_metrics(file)]
+    figure, axes = _panels(len(names), columns=3, height=1.9)
+    colours = {label: colour_of(label) if label in METHODS else PALETTE[i % 10] for i, label in enumerate(groups)}
+    for ax, name in zip(axes, names, strict=True):
+        logged = [{"run": label, "step": line["step"], "value": line[name]} for label, line in lines if line.get(name) is not None]
+        ax.set_title(name)
+        if logged:
+            style = {"hue": "run", "palette": colours, "legend": False}
+            sns.lineplot(pd.DataFrame(logged), x="step", y="value", errorbar=("pi", 100), ax=ax, **style)
+            ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        else:
+            ax.text(0.5, 0.5, "not logged", color=GREY, ha="center", va="center", transform=ax.transAxes)
+            ax.set(xticks=[], yticks=[])
+        ax.set(xlabel="step" if ax.get_subplotspec().is_last_row() else "", ylabel="")
+    if len(groups) > 1:
+        _legend(figure, colours)
+    return _finish(figure, title, path)
+
+
+@_styled()
+def result_bars(rows: Sequence[Mapping[str, Any]], metric: str = "pass@1", path: str | Path | None = None) -> Figure:
+    """Accuracy of each method, one panel per benchmark: a bar, its 95 % interval, and with several seeds a dot for each.
+
+    Args:
+        rows: of ``results.json``.
+        metric: the rows to show.
+        path: also save a PNG there.
+    """
+    rows = [row for row in rows if row["metric"] == metric]
+    if not rows:
+        raise ValueError(f"no row has the metric {metric!r}")
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
+    figure, axes = _panels(len(benchmarks), columns=3, height=0.7 + 0.32 * len(methods), sharey=True)
+    for ax, benchmark in zip(axes, benchmarks, strict=True):
+        for row in (row for row in rows if row["benchmark"] == benchmark):
+            y = methods.index(row["method"])
+            ax.barh(y, row["mean"], height=0.66, color=colour_of(row["method"]), alpha=0.75)
+            if row["ci_low"] is not None:
+                ax.plot([row["ci_low"], row["ci_high"]], [y, y], color="#222222", linewidth=1.3, solid_capstyle="butt")
+            if len(row["values"]) > 1:
+                ax.scatter(row["values"], [y] * len(row["values"]), s=11, color="white", edgecolor="#222222", linewidth=0.7, zorder=3)
+        ax.set(title=benchmark, yticks=range(len(methods)), yticklabels=methods, xlim=(0, 1), ylim=(len(methods) - 0.4, -0.6))
+        _percent(ax, sparse=len(benchmarks) > 1)
+        ax.grid(visible=False, axis="y")
+    intervals = " or ".join(dict.fromkeys(row["ci"] for row in rows if row["ci_low"] is not None))
+    return _finish(figure, f"{metric}; line: 95 % interval ({intervals})" if intervals else metric, path)
+
+
+@_styled()
+def length_histogram(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: str | Path | None = None) -> Figure:
+    """Lengths in tokens (``num_tokens``: rationale and answer), one line of panels per source, one column per benchmark (if rows have one).
+
+    Args:
+        rows: of a rationale or prediction table.
+        path: also save a PNG there.
+    """
+    table = _table(rows, "num_tokens").dropna(subset="num_tokens")
+    sources, benchmarks = _ordered(table["source"]), list(table["benchmark"].unique())
+    figure, grid = plt.subplots(
+        len(sources), len(benchmarks), figsize=(7.2, 0.6 + 0.62 * len(sources)), sharex="col", squeeze=False, layout="constrained"
+    )
+    wide = table["num_tokens"].max() - table["num_tokens"].min() > 60
+    bins = {"bins": 40} if wide else {"discrete": True}
+    for column, benchmark in enumerate(benchmarks):
+        here = table[table["benchmark"] == benchmark]
+        for line, source in enumerate(sources):
+            ax: Axes = grid[line, column]
+            lengths = here.loc[here["source"] == source, "num_tokens"]
+            bounds = {"binrange": (here["num_tokens"].min(), here["num_tokens"].max())} if wide else {}
+            sns.histplot(x=lengths, stat="probability", color=colour_of(source), alpha=0.75, linewidth=0, ax=ax, **bins, **bounds)
+            ax.set(xlabel="", ylabel="", yticks=[])
+            ax.spines["left"].set_visible(False)
+            if column == 0:
+                ax.set_ylabel(source, rotation=0, ha="right", va="center")
+        grid[0, column].set_title(benchmark)
+    figure.supxlabel("tokens of rationale and answer", fontsize=9)
+    return _finish(figure, "Length of the rationales", path)
+
+
+@_styled()
+def style_shares(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: str | Path | None = None) -> Figure:
+    """Share of each rationale style by source, one panel per benchmark. Only the embedded task has styles.
+
+    Args:
+        rows: of a rationale or prediction table of the toy task.
+        path: also save a PNG there.
+    """
+    table = _table(rows, "question", "rationale", "finished")
+    samples = zip(table["question"], table["rationale"], table["finished"], strict=True)
+    table["style"] = [style_of(question, rationale) if finished else "unfinished" for question, rationale, finished in samples]
+    sources, benchmarks = _ordered(table["source"]), list(table["benchmark"].unique())
+    figure, axes = _panels(len(benchmarks), columns=3, height=0.7 + 0.32 * len(sources), sharey=True)
+    for ax, benchmark in zip(axes, benchmarks, strict=True):
+        here = table[table["benchmark"] == benchmark]
+        shares = pd.crosstab(here["source"], here["style"], normalize="index").reindex(index=sources, columns=list(STYLE_COLOURS)).fillna(0)
+        left = pd.Series(0.0, index=sources)
+        for style, colour in STYLE_COLOURS.items():
+            ax.barh(range(len(sources)), shares[style], left=left, height=0.66, color=colour, alpha=0.85)
+            left += shares[style]
+        ax.set(title=benchmark, yticks=range(len(sources)), yticklabels=sources, xlim=(0, 1), ylim=(len(sources) - 0.4, -0.6))
+        _percent(ax, sparse=len(benchmarks) > 1)
+        ax.grid(visible=False)
+    shown = set(table["style"])
+    _legend(figure, {style: colour for style, colour in STYLE_COLOURS.items() if style in shown})
+    return _finish(figure, "Styles of the rationales", path)
+
+
+def _panels(count: int, columns: int, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    width = 7.2 if columns > 1 else 4.6
+    figure, grid = plt.subplots(rows, columns, figsize=(width, 0.4 + height * rows), sharey=sharey, squeeze=False, layout="constrained")
+    for ax in grid.flat[count:]:
+        ax.remove()
+    return figure, list(grid.flat[:count])
+
+
+def _percent(ax: Axes, sparse: bool) -> None:
+    ax.xaxis.set_major_locator(MultipleLocator(0.5 if sparse else 0.2))  # small panels stand side by side
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def _table(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, *columns: str) -> pd.DataFrame:
+    table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    if table.empty:
+        raise ValueError("there are no rows to draw")
+    return table[["source", *columns]].assign(benchmark=table.get("benchmark", ""))
+
+
+def _ordered(sources: pd.Series) -> list[str]:
+    """Methods in the order of the result table, then the others as they come."""
+    found = list(sources.unique())
+    return sorted(found, key=lambda name: (METHODS.index(name) if name in METHODS else len(METHODS), found.index(name)))
+
+
+def _legend(figure: Figure, colours: Mapping[str, Any]) -> None:
+    patches = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
+    figure.legend(patches, list(colours), loc="outside lower center", ncols=min(len(colours), 6), frameon=False, handlelength=1, fontsize=9)
+
+
+def _finish(figure: Figure, title: str, path: str | Path | None) -> Figure:
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", wrap=True)
+    if path is not None:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png")
+    figure._ipython_display_ = lambda: _close(figure)
+    return figure
+
+
+def _close(figure: Figure) -> None:
+    plt.close(figure)  # a cell that ends with the figure would show it as its value and again as an open figure
+    raise NotImplementedError  # IPython then shows the figure as it always does

@@ -1,0 +1,337 @@
+"""The report of a run: its tables, pictures and rationales, in a notebook and as one HTML file that opens without a network.
+
+Everything is read from the finished stages below ``outputs/<run>``; nothing is computed that is not there. Rationales are
+text that a model wrote, so they are escaped wherever they are shown.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from brite_lib import plots
+from brite_lib.errors import InputError
+from brite_lib.files import atomic_write_text
+from brite_lib.params import METHODS, resolve_path
+from brite_lib.records import read_metrics, read_record
+from brite_lib.results import collect
+from brite_lib.stages import is_toy
+from brite_lib.stats import paired_difference
+from brite_lib.tables import read_predictions
+
+METHOD_NOTES = {
+    "base": "θ before any training",
+    "sft": "θ trained on the human rationales",
+    "sft_careless": "θ trained on rationales of the careless annotator",
+    "sft_careful": "θ trained on rationales of the careful annotator",
+    "rs": "θ trained on one random correct rationale of N samples per problem",
+    "posterior": "as rs, but sampled until every problem has a hit: a perfect E-step",
+    "brite_psi": "Qψ itself, answering",
+    "brite": "θ trained on rationales of Qψ",
+}
+DIFFERENCES = (
+    ("brite", "rs", "the whole gain"),
+    ("posterior", "rs", "of it: problems that rs misses"),
+    ("brite", "posterior", "of it: Qψ is not the posterior"),
+)
+SHOWN_METHODS = ("base", "rs", "brite_psi", "brite")
+PSI_METRICS = ("elbo", "kl", "reward/answer_log_prob", "reward/verifier", "entropy", "rationale_length", "finished", "explained_variance")
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,  # all of it: model text, titles, paths
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+class Html(str):
+    """HTML that a notebook cell shows as such."""
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The finished stages of a run.
+
+    Attributes:
+        dir: outputs/<run>.
+        title: heading of the report.
+        rows: of ``results.json``.
+        records: ``stage.json`` by the stage's directory below the run, e.g. ``seed0/brite``.
+    """
+
+    dir: Path
+    title: str
+    rows: list[dict[str, Any]]
+    records: dict[str, dict[str, Any]]
+
+    @property
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """The records of the evaluations, in the order of seed, benchmark and result table."""
+        found = {key: record for key, record in self.records.items() if {"method", "benchmark"} <= record["params"].keys()}
+        order = {(row["benchmark"], row["method"]): place for place, row in enumerate(self.rows)}
+        place = {key: (r["seed"], order[r["params"]["benchmark"], r["params"]["method"]]) for key, r in found.items()}
+        return dict(sorted(found.items(), key=lambda item: place[item[0]]))
+
+
+def load_run(run_dir: str | Path, title: str = "") -> Run:
+    """Read the records and results of a run.
+
+    Raises:
+        InputError: one sentence naming the directory or file, if no evaluation has finished or a record is broken.
+    """
+    directory = resolve_path(run_dir)
+    rows = collect(directory)
+    if not rows:
+        raise InputError(f"run_dir: {run_dir}: has no finished evaluation below seed*/, there is nothing to report")
+    records = {path.parent.relative_to(directory).as_posix(): read_record(path) for path in sorted(directory.glob("seed*/**/stage.json"))}
+    return Run(directory, title or directory.resolve().name, rows, records)
+
+
+def result_table(run: Run, metric: str | None = None) -> pd.DataFrame:
+    """Accuracy in %, one row per benchmark, metric and method; ``interval is`` names the 95 % interval's kind."""
+    chosen = [row for row in run.rows if metric in (None, row["metric"])]
+    return pd.DataFrame(
+        [
+            {
+                "benchmark": row["benchmark"],
+                "method": row["method"],
+                "metric": row["metric"],
+                "accuracy %": round(100 * row["mean"], 1),
+                "95 % interval": _interval(row["ci_low"], row["ci_high"]),
+                "interval is": row["ci"] if row["ci_low"] is not None else "none",
+                "per seed %": _list(row["values"]),
+                "problems": row["n_problems"],
+            }
+            for row in chosen
+        ]
+    )
+
+
+def difference_table(run: Run, metric: str = "pass@1", pairs: Sequence[tuple[str, str, str]] = DIFFERENCES) -> pd.DataFrame:
+    """Paired per-seed differences a − b in percentage points with a t-interval over seeds.
+
+    Args:
+        run: the run.
+        metric: the rows to compare.
+        pairs: (a, b, what the difference tells); a pair of which a method is missing is left out.
+    """
+    rows = [row for row in run.rows if row["metric"] == metric]
+    by_method = {(row["benchmark"], row["method"]): dict(zip(row["seeds"], row["values"], strict=True)) for row in rows}
+    table = []
+    for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
+        for a, b, meaning in pairs:
+            first, second = by_method.get((benchmark, a), {}), by_method.get((benchmark, b), {})
+            seeds = sorted(first.keys() & second.keys())
+            if not seeds:
+                continue
+            difference = paired_difference([first[seed] for seed in seeds], [second[seed] for seed in seeds])
+            table.append(
+                {
+                    "benchmark": benchmark,
+                    "difference": f"{a} − {b}",
+                    "what it is": meaning,
+                    "points": round(100 * difference.mean, 1),
+                    "95 % interval": _interval(difference.low, difference.high) if difference.n > 1 else "none (one seed)",
+                    "per seed": _list(difference.values),
+                }
+            )
+    return pd.DataFrame(table)
+
+
+def cost_table(run: Run) -> pd.DataFrame:
+    """What it took to make each method, sampling of its rationales included, evaluation excluded; means over seeds."""
+    first = {(row["benchmark"], row["method"]): row for row in reversed(run.rows)}
+    return pd.DataFrame(
+        [
+            {
+                "benchmark": row["benchmark"],
+                "method": row["method"],
+                "tokens generated": round(row["tokens_generated"]),
+                "tokens trained": round(row["tokens_trained"]),
+                "seconds": round(row["seconds"], 1),
+            }
+            for row in reversed(first.values())
+        ]
+    )
+
+
+def sampling_table(run: Run) -> pd.DataFrame:
+    """How many problems rejection sampling missed, from the records of the stages that did it; empty if none did."""
+    table = []
+    for key, record in run.records.items():
+        if isinstance(record["metrics"].get("missed"), int | float):
+            metrics = record["metrics"]
+            row = {"stage": key, "draws": metrics.get("draws"), "problems": metrics.get("problems"), "with a hit": metrics.get("hits")}
+            table.append(row | {"missed %": round(100 * metrics["missed"], 1)})
+    return pd.DataFrame(table)
+
+
+def stage_table(run: Run) -> pd.DataFrame:
+    """Seconds, tokens and peak memory of every stage."""
+    return pd.DataFrame(
+        [
+            {
+                "stage": key,
+                "seconds": round(record["seconds"], 1),
+                "tokens generated": record["tokens_generated"],
+                "tokens trained": record["tokens_trained"],
+                "memory GiB": record.get("peak_rss_gib"),
+            }
+            for key, record in run.records.items()
+        ]
+    )
+
+
+def provenance(run: Run) -> dict[str, str]:
+    """When, from which commit and with which packages the stages ran; more than one value is shown as such."""
+    ends = [datetime.fromisoformat(r["started"]) + timedelta(seconds=r["seconds"]) for r in run.records.values() if r.get("started")]
+    versions: dict[str, list[str]] = {}
+    for record in run.records.values():
+        for name, version in (record.get("versions") or {}).items():
+            versions.setdefault(name, []).append(version)
+    facts = {
+        "last stage": f"{max(ends):%Y-%m-%d %H:%M} UTC" if ends else "unknown",
+        "commit": ", ".join(dict.fromkeys(str(record.get("git_commit") or "unknown")[:12] for record in run.records.values())),
+        "seeds": ", ".join(str(seed) for seed in sorted({record["seed"] for record in run.records.values()})),
+    }
+    return facts | {name: ", ".join(dict.fromkeys(values)) for name, values in versions.items()}
+
+
+def sampled(run: Run) -> pd.DataFrame:
+    """The sampled (not greedy) predictions of all evaluations: what the pictures of lengths and styles need."""
+    columns = ["id", "question", "rationale", "finished", "num_tokens"]
+    tables = []
+    for record, rows in _predictions(run):
+        params = record["params"]
+        table = pd.DataFrame([row for row in rows if row["temperature"] > 0], columns=columns)
+        tables.append(table.assign(source=params["method"], benchmark=params["benchmark"], toy=is_toy(str(params.get("data", "")))))
+    return pd.concat(tables, ignore_index=True)
+
+
+def figures(run: Run) -> dict[str, Figure]:
+    """The pictures of the report by caption, for :func:`write_html`; PNG copies go to ``figures/`` in the run."""
+    folder = run.dir / "figures"
+    metric = "pass@1" if any(row["metric"] == "pass@1" for row in run.rows) else run.rows[0]["metric"]
+    pictures = {f"Accuracy ({metric}) of each method": plots.result_bars(run.rows, metric, folder / "results.png")}
+    band = "; band: range of seeds" if len({record["seed"] for record in run.records.values()}) > 1 else ""
+    for kind, setting, file, names in (("ψ-update", "kl_coef", "psi", PSI_METRICS), ("θ-update", "rationales", "theta", ("loss",))):
+        for task, logs in _logged(run, setting).items():
+            caption, name = (f"{kind}, {task}", f"{file}-{task}.png") if task else (kind, f"{file}.png")
+            logged = {metric for paths in logs.values() for path in paths for line in read_metrics(path) for metric in line}
+            pictures[caption] = plots.training_curves(logs, [n for n in names if n in logged], caption + band, folder / name)
+    rows = sampled(run)
+    if not rows["num_tokens"].dropna().empty:
+        pictures["Length of sampled rationales and answers"] = plots.length_histogram(rows, folder / "lengths.png")
+    if rows["toy"].any():
+        pictures["Share of each style"] = plots.style_shares(rows[rows["toy"]], folder / "styles.png")
+    return pictures
+
+
+def rationales(run: Run, problems: int = 4, methods: Sequence[str] = SHOWN_METHODS) -> list[dict[str, Any]]:
+    """Rationales of several methods side by side: the first sample for the first problems of each benchmark, not selected.
+
+    Returns:
+        one ``{benchmark, question, gold, samples: [prediction row, …]}`` per problem, samples in the order of ``methods``.
+    """
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    seed = min(record["seed"] for record in run.evaluations.values())
+    for record, rows in _predictions(run, seed=seed, methods=methods):
+        warm = any(row["temperature"] > 0 for row in rows)
+        kept = [row for row in rows if row["sample"] == 0 and (row["temperature"] > 0) == warm]
+        for row in sorted(kept, key=lambda row: row["id"])[:problems]:
+            found.setdefault((record["params"]["benchmark"], row["id"]), {})[record["params"]["method"]] = row
+    table = []
+    for (benchmark, _), by_method in found.items():
+        samples = [by_method[method] | {"method": method} for method in methods if method in by_method]
+        table.append({"benchmark": benchmark, "question": samples[0]["question"], "gold": samples[0]["gold"], "samples": samples})
+    return table
+
+
+def rationales_html(examples: Sequence[Mapping[str, Any]]) -> Html:
+    """The rationales as HTML for a notebook."""
+    return Html(_TEMPLATES.get_template("rationales.html.j2").render(examples=examples))
+
+
+def write_html(run: Run, pictures: Mapping[str, Figure], path: str | Path) -> Path:
+    """Write the report as one HTML file that needs no other file and no network.
+
+    Args:
+        run: the run.
+        pictures: figures by caption, shown in this order.
+        path: of the file; written whole or not at all.
+    """
+    main = "pass@1" if any(row["metric"] == "pass@1" for row in run.rows) else run.rows[0]["metric"]
+    results = result_table(run)
+    methods = dict.fromkeys(row["method"] for row in run.rows)
+    page = _TEMPLATES.get_template("report.html.j2").render(
+        run=run,
+        facts=provenance(run),
+        metric=main,
+        splits=" and ".join(sorted({record["params"]["split"] for record in run.evaluations.values()})),
+        results=results[results["metric"] == main].drop(columns="metric"),
+        other_results=results[results["metric"] != main],
+        notes={method: METHOD_NOTES[method] for method in methods if method in METHOD_NOTES},
+        differences=difference_table(run, main),
+        pictures={caption: _image(figure) for caption, figure in pictures.items()},
+        examples=rationales(run),
+        costs=cost_table(run),
+        sampling=sampling_table(run),
+        stages=stage_table(run),
+    )
+    atomic_write_text(path, page)
+    return Path(path)
+
+
+def _predictions(
+    run: Run, seed: int | None = None, methods: Sequence[str] | None = None
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The record and the rows of each evaluation, read one at a time."""
+    for key, record in run.evaluations.items():
+        if seed in (None, record["seed"]) and (methods is None or record["params"]["method"] in methods):
+            yield record, read_predictions(run.dir / key / "predictions.parquet")
+
+
+def _logged(run: Run, setting: str) -> dict[str, dict[str, list[Path]]]:
+    """The metrics files of stages that have a setting, by task (empty if the run has only one) and stage, one per seed."""
+    found: dict[str, dict[str, list[Path]]] = {}
+    order = {method: place for place, method in enumerate(METHODS)}
+    for key, record in sorted(run.records.items(), key=lambda item: order.get(item[1]["stage"], len(order))):
+        path, stage = run.dir / key / "metrics.jsonl", record["stage"]
+        if setting in record["params"] and path.is_file():
+            task = Path(key).name.removesuffix(stage).rstrip(".")
+            found.setdefault(task, {}).setdefault(stage, []).append(path)
+    return dict(sorted(found.items()))
+
+
+def _image(figure: Figure) -> dict[str, Any]:
+    """A figure for an <img>: as an image of its own its ids cannot clash with another's."""
+    buffer = io.BytesIO()
+    with plt.rc_context({"svg.hashsalt": "brite"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    source = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return {"source": source, "wide": figure.get_figwidth() > 5}
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "none" if low is None or math.isnan(low) else f"[{_points(low)}, {_points(high)}]"
+
+
+def _list(values: Sequence[float]) -> str:
+    return ", ".join(_points(value) for value in values)
+
+
+def _points(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:.1f}".replace("-", "−")  # + 0.0: no minus zero
