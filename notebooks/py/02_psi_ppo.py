@@ -1,0 +1,159 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 02 · ψ-PPO: learning the posterior over rationales
+#
+# The E-step of BRiTE. For a question $x$ with known answer $y^\star$, the rationales worth learning from are those of
+# the posterior $P(z \mid x, y^\star, o{=}1; \theta) \propto P(z \mid x; \theta)\,P(y^\star \mid x, z; \theta)$. It can be
+# sampled only by rejection, so a second model $Q_\psi(z \mid x)$ learns it by reinforcement learning: it starts at
+# $\theta$, sees $x$ only, and maximises
+#
+# $$\mathbb{E}_{z\sim Q_\psi}\big[\log P(y^\star \mid x, z; \theta)\big] \;-\; c\,\mathrm{KL}\big(Q_\psi(\cdot \mid x)\,\|\,P(\cdot \mid x; \theta)\big)$$
+#
+# At $c = 1$ this is the evidence lower bound, and its maximum is the posterior. Token by token, the reward is
+# $-c\,(\log Q_\psi - \log P_\theta)$, plus $\log P(y^\star \mid x, z; \theta)$ on the last token of $z$ (Proposition 3.7).
+
+# %% tags=["parameters"]
+stage: str = ""  # name of the stage in its record; empty: the notebook's own
+output_dir: str = "outputs/scratch/brite_psi"  # where the stage writes
+seed: int = 0  # the one seed of the stage
+round: int = 1  # EM round that the stage belongs to
+model: str = "assets/tiny-base"  # θ: a Hugging Face model directory or hub name
+template: str | dict = "auto"  # how z and y are written: auto, a preset's name, or its fields
+data: str = "toy:easy"  # problems: toy:<level>, a hub data set, or a .jsonl/.parquet path
+split: str = "train"  # split of the data
+limit: int | None = None  # use only so many problems; None: all (1000 on the toy task)
+answer_kind: str = "exact"  # how answers are compared: exact, number, math, choice
+max_rationale_tokens: int = 32  # longest rationale z, boundary included
+max_answer_tokens: int = 8  # longest answer y, end token included
+batch_size: int = 512  # sequences per forward pass without gradients, and per call of generate
+device: str = "auto"  # auto, cpu, cuda, mps
+dtype: str = "auto"  # auto: bfloat16 on CUDA, else float32
+threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
+reward: str = "answer_likelihood"  # reward (i) log P(y*|x,z;θ), or (ii) verifier: R/β on a sampled y
+beta: float = 1.0  # β of reward (ii)
+kl_coef: float = 1.0  # c; only c = 1 has the posterior as its optimum
+unfinished_reward: float | None = None  # reward of a rationale without an end; None: calibrated
+unfinished_margin: float = 5.0  # nats below the lowest of the first 256 finished rewards
+advantage: str = "rloo"  # gae (learned critic, the paper's PPO), rloo, group
+gae_lambda: float = 0.95  # λ of GAE (γ is 1)
+scale_group_std: bool = False  # divide a group's advantages by their standard deviation
+whiten_advantages: bool = False  # standardise advantages over the batch
+steps: int = 112  # policy updates: batches of fresh rationales
+prompts_per_step: int = 32  # problems per batch
+rationales_per_prompt: int = 8  # rationales sampled per problem
+epochs: int = 1  # passes over a batch
+minibatches: int = 1  # optimiser steps per pass
+micro_batch_size: int = 256  # sequences per forward-backward pass
+learning_rate: float = 2e-4  # AdamW, policy
+value_learning_rate: float = 1e-3  # AdamW, value head (gae)
+lr_schedule: str = "constant"  # constant, linear, cosine
+warmup_steps: int = 0  # updates of linear warm-up
+weight_decay: float = 0.0  # AdamW, policy
+clip: float = 0.2  # ε of the clipped objective
+max_grad_norm: float = 1.0  # gradient norm is clipped to this
+lora: dict | None = None  # train adapters, e.g. {"r": 32, "alpha": 128}; None: all weights
+save_steps: int = 25  # checkpoint every so many updates
+samples: int = 1  # rationales drawn from Q for every training problem at the end
+
+# %%
+from brite_lib.params import PsiParams
+
+params = PsiParams.from_notebook(globals())
+params.difference()
+
+# %%
+import pandas as pd
+
+from brite_lib import plots
+from brite_lib.models import load_policy, load_template, save_policy
+from brite_lib.ppo import PosteriorPPOTrainer
+from brite_lib.problems import load_problems
+from brite_lib.records import Stage
+from brite_lib.rollouts import add_scores, generate
+from brite_lib.tables import RATIONALES, write_table
+
+stage = Stage.start("brite_psi", params)
+problems = load_problems(params.data, params.split, params.limit)
+stage.add_model(params.model)
+template = load_template(params.model, params.template)
+theta = load_policy(params.model, device=params.device, dtype=params.dtype)
+print(f"{len(problems)} problems; boundary {template.formats.boundary!r}; {sum(p.numel() for p in theta.parameters()):,} parameters")
+
+# %% [markdown]
+# ## What θ does before
+#
+# A few samples of $P(z \mid x; \theta)$ for one problem, with $\log P(y^\star \mid x, z; \theta)$: the reward that tells them apart.
+
+# %%
+settings = {
+    "max_new_tokens": params.max_rationale_tokens + params.max_answer_tokens,
+    "max_rationale_tokens": params.max_rationale_tokens,
+    "max_answer_tokens": params.max_answer_tokens,
+    "answer_kind": params.answer_kind,
+    "round": params.round,
+    "batch_size": params.batch_size,
+}
+shown = problems.select(range(min(64, len(problems))))
+before = add_scores(generate(theta, shown, template, n=4, seed=params.seed, source="θ", **settings), template, theta)
+columns = ["question", "gold", "rationale", "answer_text", "correct", "logp_answer"]
+pd.DataFrame(before)[columns].head(8)
+
+# %% [markdown]
+# ## Training
+#
+# Every step samples fresh rationales from $Q_\psi$ at temperature 1 and updates on them. At step 0 the trainer checks
+# that $\log Q_\psi = \log P_\theta$ on what it sampled: otherwise the KL would have the wrong anchor. The run resumes
+# from `checkpoint/` if it was interrupted.
+
+# %%
+trainer = PosteriorPPOTrainer(theta, template, problems, params, checkpoint=stage.checkpoints() / "state.pt", log=stage.log)
+stage.rewind(trainer.resume())
+psi = trainer.train()
+stage.count(trainer.tokens_generated, trainer.tokens_trained, seconds=trainer.seconds_before)
+
+# %%
+names = ["elbo", f"reward/{trainer.reward.metric}", "kl", "entropy", "rationale_length", "finished"]
+plots.training_curves(stage.path("metrics.jsonl"), names, title="ψ-PPO", path=stage.path("figures/training.png"))
+# %% [markdown]
+# ## Rationales from Q
+#
+# One pass over the training problems; these rows are what the θ-update learns from. `logp_theta` and `logp_psi` are
+# per-token log-probabilities, `logp_answer` is $\log P(y^\star \mid x, z; \theta)$.
+
+# %%
+sampled = generate(psi, problems, template, n=params.samples, seed=params.seed + 1, source="psi", **settings)
+stage.count(tokens_generated=sum(sampled["num_tokens"]))
+with trainer.reference.model() as frozen:
+    rows = add_scores(sampled.to_list(), template, frozen, batch_size=params.batch_size)
+rows = add_scores(rows, template, None, psi, batch_size=params.batch_size)
+write_table(rows, RATIONALES, stage.path("rationales.parquet"))
+pd.DataFrame(rows)[columns].head(8)
+
+# %% [markdown]
+# What to look at: the share of right answers and the likelihood of $y^\star$ should have risen. Where the base is *not*
+# competent, reward (i) rightly prefers an honest guess over confident wrong thinking; `docs/limits.md` shows that case.
+
+
+# %%
+def mean(table: list[dict], column: str) -> float:
+    return pd.Series([row[column] for row in table], dtype=float).mean()
+
+
+compared = {name: {"θ": mean(before, name), "Q": mean(rows, name)} for name in ("correct", "finished", "num_tokens", "logp_answer")}
+pd.DataFrame(compared).T.round(3)
+
+# %%
+directory = save_policy(psi, template, stage.path("model"))
+metrics = {f"{side}/{name}": value for name, sides in compared.items() for side, value in sides.items()}
+stage.finish([directory, stage.path("rationales.parquet")], {**metrics, "unfinished_reward": trainer.unfinished_reward})

@@ -1,0 +1,109 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 03 · θ-SFT: learning from rationales
+#
+# The M-step of BRiTE, and of every method that makes rationales first: maximise
+# $\mathbb{E}_{z}\big[\log P(z, y^\star \mid x; \theta)\big]$ over $\theta$, with $z$ from $Q_\psi$ (BRiTE), from rejection sampling,
+# or from people (equation 3.5). That is supervised fine-tuning with the loss on $z$ and $y^\star$ only; TRL's
+# `SFTTrainer` does it. The source of $z$ is the only difference between the methods.
+
+# %% tags=["parameters"]
+stage: str = ""  # name of the stage in its record; empty: the notebook's own
+output_dir: str = "outputs/scratch/theta_sft"  # where the stage writes
+seed: int = 0  # the one seed of the stage
+round: int = 1  # EM round that the stage belongs to
+model: str = "assets/tiny-base"  # θ: a Hugging Face model directory or hub name
+template: str | dict = "auto"  # how z and y are written: auto, a preset's name, or its fields
+data: str = "toy:easy"  # problems: toy:<level>, a hub data set, or a .jsonl/.parquet path
+split: str = "train"  # split of the data
+limit: int | None = None  # use only so many problems; None: all (1000 on the toy task)
+answer_kind: str = "exact"  # how answers are compared: exact, number, math, choice
+max_rationale_tokens: int = 32  # longest rationale z, boundary included
+max_answer_tokens: int = 8  # longest answer y, end token included
+batch_size: int = 512  # sequences per forward pass without gradients, and per call of generate
+device: str = "auto"  # auto, cpu, cuda, mps
+dtype: str = "auto"  # auto: bfloat16 on CUDA, else float32
+threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
+rationales: str = "human"  # a rationales.parquet, or human for the data's own rationales
+correct_only: bool = False  # leave out rationales whose sampled answer was judged wrong
+epochs: float = 4  # passes over the rationales
+train_batch_size: int = 32  # sequences per optimiser step
+micro_batch_size: int = 32  # sequences per forward-backward pass
+learning_rate: float = 5e-4  # AdamW
+lr_schedule: str = "cosine"  # constant, linear, cosine
+warmup_ratio: float = 0.05  # share of the steps used for warm-up
+weight_decay: float = 0.0  # AdamW
+max_grad_norm: float = 1.0  # gradient norm is clipped to this
+lora: dict | None = None  # train adapters, e.g. {"r": 32, "alpha": 128}; None: all weights
+save_steps: int = 50  # checkpoint every so many optimiser steps
+
+# %%
+from brite_lib.params import ThetaParams
+
+params = ThetaParams.from_notebook(globals())
+params.difference()
+
+# %%
+import pandas as pd
+
+from brite_lib import plots
+from brite_lib.models import load_policy, load_template, save_policy
+from brite_lib.problems import load_problems
+from brite_lib.records import Stage
+from brite_lib.sft import human_rows, rationale_sft, resume_step, training_rows
+from brite_lib.tables import read_rationales
+
+stage = Stage.start("theta_sft", params)
+if params.rationales == "human":
+    rows = human_rows(load_problems(params.data, params.split, params.limit), params.data)
+else:
+    rows = read_rationales(stage.add_input(params.rationales))
+stage.add_model(params.model)
+template = load_template(params.model, params.template)
+model = load_policy(params.model, device=params.device, dtype=params.dtype)
+
+# %% [markdown]
+# ## What it learns from
+#
+# Sampled rationales keep the very tokens that were sampled; human ones are tokenised once. Unfinished ones are left out.
+
+# %%
+dataset = training_rows(rows, template, params.correct_only)
+print(f"{len(dataset)} of {len(rows)} rationales are trained on")
+pd.DataFrame(rows)[["question", "rationale", "gold"]].head(5) if rows else "no rationales"
+
+# %% [markdown]
+# One sequence: prompt tokens are context (label −100), rationale, boundary, answer and end token are learned.
+
+# %%
+if len(dataset):
+    first = dataset[0]
+    context = first["labels"].count(-100)
+    print("context:", template.decode(first["input_ids"][:context])[-300:])
+    print("learned:", template.decode(first["input_ids"][context:])[-300:])
+
+# %%
+checkpoints = stage.checkpoints()
+stage.rewind(resume_step(checkpoints))
+model, metrics = rationale_sft(model, dataset, template, params, checkpoints, log=stage.log)
+stage.count(tokens_trained=metrics["tokens_trained"])
+metrics
+
+# %%
+if metrics["steps"]:
+    plots.training_curves(stage.path("metrics.jsonl"), ["loss", "learning_rate"], title="θ-SFT", path=stage.path("figures/training.png"))
+
+# %%
+directory = save_policy(model, template, stage.path("model"))
+stage.finish([directory], {**metrics, "rationales": len(dataset), "problems": len({row["id"] for row in rows})})

@@ -1,0 +1,92 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 05 · Evaluation
+#
+# How often is the model right? Sampled at temperature 1 (**pass@1**, averaged over $k$ samples per problem), by
+# majority vote over them (**maj@k**), and greedily. On a model that mixes styles greedy decoding shows one style only,
+# so pass@1 is the number to compare. Intervals are bootstrapped over problems; methods are compared in the report by
+# paired differences over seeds. Also: how long rationales are, and how likely they make the right answer,
+# $\log P(y^\star \mid x, z; \theta)$ under the frozen base.
+
+# %% tags=["parameters"]
+stage: str = ""  # name of the stage in its record; empty: the notebook's own
+output_dir: str = "outputs/scratch/evaluation"  # where the stage writes
+seed: int = 0  # the one seed of the stage
+round: int = 1  # EM round that the stage belongs to
+model: str = "assets/tiny-base"  # θ: a Hugging Face model directory or hub name
+template: str | dict = "auto"  # how z and y are written: auto, a preset's name, or its fields
+data: str = "toy:easy"  # problems: toy:<level>, a hub data set, or a .jsonl/.parquet path
+split: str = "test"  # split of the data
+limit: int | None = None  # use only so many problems; None: all (1000 on the toy task)
+answer_kind: str = "exact"  # how answers are compared: exact, number, math, choice
+max_rationale_tokens: int = 32  # longest rationale z, boundary included
+max_answer_tokens: int = 8  # longest answer y, end token included
+batch_size: int = 512  # sequences per forward pass without gradients, and per call of generate
+device: str = "auto"  # auto, cpu, cuda, mps
+dtype: str = "auto"  # auto: bfloat16 on CUDA, else float32
+threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
+temperature: float = 1.0  # sampling temperature of pass@1 and maj@k
+method: str = "base"  # row of the result table
+benchmark: str = "toy"  # column of the result table
+samples: int = 4  # k samples per problem
+greedy: bool = True  # also decode greedily
+bootstrap: int = 2000  # resamples of the problems for the intervals
+reference_model: str = ""  # θ that scores log P(y*|x,z); empty: the evaluated model itself
+
+# %%
+from brite_lib.params import EvalParams
+
+params = EvalParams.from_notebook(globals())
+params.difference()
+
+# %%
+import pandas as pd
+
+from brite_lib import plots
+from brite_lib.evaluation import evaluate, style_counts, summary
+from brite_lib.models import load_policy, load_template
+from brite_lib.problems import load_problems
+from brite_lib.records import Stage
+from brite_lib.tables import PREDICTIONS, write_table
+
+stage = Stage.start("evaluation", params)
+stage.add_model(params.model)
+problems = load_problems(params.data, params.split, params.limit)
+template = load_template(params.model, params.template)
+model = load_policy(params.model, device=params.device, dtype=params.dtype)
+same = params.reference_model in ("", params.model)
+reference = model if same else load_policy(params.reference_model, device=params.device, dtype=params.dtype)
+
+# %%
+rows = evaluate(model, reference, problems, template, params)
+stage.count(tokens_generated=sum(row["num_tokens"] for row in rows))
+write_table(rows, PREDICTIONS, stage.path("predictions.parquet"))
+pd.DataFrame(rows)[["question", "gold", "rationale", "prediction", "correct", "temperature", "logp_answer"]].head(8)
+
+# %%
+metrics = summary(rows, params)
+pd.Series(metrics).round(4).to_frame("value")
+
+# %%
+plots.length_histogram(rows)
+# %% [markdown]
+# On the toy task a rationale's style can be told by its shape: who thinks, who skips, who guesses, and how that pays.
+
+# %%
+styles = style_counts(rows) if params.data.startswith("toy") else {}
+pd.DataFrame(styles).T.round(3) if styles else "styles are known on the toy task only"
+
+# %%
+flat = {f"style/{style}/{name}": value for style, values in styles.items() for name, value in values.items()}
+stage.finish([stage.path("predictions.parquet")], {**metrics, **flat})

@@ -1,0 +1,87 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 06 · Report
+#
+# Reads every finished stage below `outputs/<run>/` and says what came out: accuracy with intervals, how much of
+# BRiTE's gain over rejection sampling comes from problems that rejection sampling misses, training curves, rationales
+# side by side and what each method cost. It computes nothing that the stages did not record, and writes `results.json`,
+# `results.csv` and `report.html`, one file that opens without a network.
+#
+# The gap is split by a reference that knows the E-step exactly: `posterior` samples until every problem has a hit, so
+#
+# $$\underbrace{\text{brite} - \text{rs}}_{\text{the whole gain}} =
+# \underbrace{(\text{posterior} - \text{rs})}_{\text{missed problems}} +
+# \underbrace{(\text{brite} - \text{posterior})}_{Q_\psi \text{ is not the posterior}}.$$
+
+# %% tags=["parameters"]
+run_dir: str = "outputs/tiny"  # outputs/<run>
+title: str = ""  # heading; empty: the run's name
+
+# %%
+from brite_lib.params import ReportParams
+
+params = ReportParams.from_notebook(globals())
+params.difference()
+
+# %%
+from brite_lib import report
+from brite_lib.results import write_results
+
+run = report.load_run(params.run_dir, params.title)
+print(run.title, "·", len(run.records), "stages")
+report.provenance(run)
+
+# %% [markdown]
+# ## Accuracy
+#
+# With one seed the interval is a bootstrap over problems: what another test set of the same kind would change. With several
+# it is a t-interval over training seeds: what training again would change. The column `interval is` says which.
+
+# %%
+report.result_table(run)
+
+# %%
+pictures = report.figures(run)
+
+# %% [markdown]
+# ## Differences
+#
+# Paired by seed, in percentage points. With one seed there is no interval and nothing should be concluded from the sign.
+
+# %%
+report.difference_table(run)
+
+# %% [markdown]
+# ## Rationales
+#
+# The first sample of each method for the first problems of the test split, not selected.
+
+# %%
+report.rationales_html(report.rationales(run))
+
+# %% [markdown]
+# ## Costs
+#
+# To make each method: the sampling of its rationales is included, evaluation is not. Below it, the problems without a hit.
+
+# %%
+report.cost_table(run)
+
+# %%
+report.sampling_table(run)
+
+# %%
+rows = write_results(run.dir)
+page = report.write_html(run, pictures, run.dir / "report.html")
+print(f"{len(rows)} rows in {run.dir / 'results.json'}; report: {page}")
