@@ -1,0 +1,65 @@
+"""Loading and saving model directories."""
+
+import copy
+
+import enumerable
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from brite_lib.errors import InputError
+from brite_lib.models import attach_lora, check_model, disable_dropout, load_policy, load_template, save_policy
+from brite_lib.params import LoraParams
+
+IDS = torch.tensor([[5, 0, 1, 2]])
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def test_a_trained_adapter_is_saved_merged_and_loads_as_a_plain_model(tmp_path):
+    model = get_peft_model(enumerable.model(0), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).eval()
+    wanted = logits(model)
+    directory = save_policy(copy.deepcopy(model), enumerable.template(), tmp_path / "model")
+    loaded = load_policy(directory, device="cpu").eval()
+    assert torch.allclose(logits(loaded), wanted, atol=1e-5)
+    assert load_template(directory).formats == enumerable.template().formats
+    assert sorted(p.suffix for p in directory.iterdir() if p.suffix in (".bin", ".safetensors")) == [".safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]  # nothing half-written beside it
+
+
+def test_an_adapter_directory_belongs_to_theta_and_is_merged_before_new_ones(tmp_path):
+    base = enumerable.model(0)
+    save_policy(copy.deepcopy(base), enumerable.template(), tmp_path / "base")
+    theta = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).eval()
+    theta.save_pretrained(tmp_path / "adapter")
+    policy = load_policy(tmp_path / "base", adapter=tmp_path / "adapter", lora=LoraParams(r=2, alpha=4), device="cpu").eval()
+    with policy.disable_adapter():
+        assert torch.allclose(logits(policy), logits(theta), atol=1e-5)
+    trainable = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    assert trainable and all("lora_" in name for name in trainable)
+
+
+def test_dropout_is_off_also_in_training_mode():
+    model = enumerable.model(0)
+    model.model.layers[0].self_attn.attention_dropout = 0.5
+    adapted = get_peft_model(model, LoraConfig(r=2, lora_dropout=0.5, target_modules="all-linear", init_lora_weights=False))
+    disable_dropout(adapted)
+    adapted.train()
+    assert torch.equal(adapted(input_ids=IDS).logits, adapted(input_ids=IDS).logits)
+    assert not torch.equal(logits(adapted), logits(attach_lora(enumerable.model(0), LoraParams(r=2, alpha=4))))
+
+
+def test_bad_directories_are_named(tmp_path):
+    with pytest.raises(InputError, match="no directory"):
+        check_model(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"config\.json"):
+        check_model(tmp_path / "empty")
+    (tmp_path / "empty/config.json").write_text("{}")
+    (tmp_path / "empty/pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(InputError, match="safetensors"):
+        check_model(tmp_path / "empty")
+    assert check_model("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"

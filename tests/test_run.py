@@ -1,0 +1,186 @@
+"""The machinery of a run (Snakemake, papermill, lock, lifeline) on notebooks that only pretend to train.
+
+The same with the real notebooks: test_kill_resume.py.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from run_processes import kill_in_the_middle, processes, start, wait_until
+
+from brite_lib.lifeline import end_processes
+from brite_lib.params import PROJECT_ROOT
+
+STEPS = 20
+
+EXPERIMENT = """
+name: pretend
+model: model
+tasks: [{name: toy, data: "toy:easy"}]
+methods: [base, brite]
+psi: {steps: 5}
+"""
+
+PRETEND_TO_TRAIN = """
+import json, os, time
+from pathlib import Path
+from brite_lib.lifeline import die_with_ancestors
+
+if os.environ.get("BRITE_BATCH"):
+    die_with_ancestors()
+folder = Path(params.output_dir)
+folder.mkdir(parents=True, exist_ok=True)
+metrics = folder / "metrics.jsonl"
+for step in range(metrics.read_text().count("\\n") if metrics.exists() else 0, STEPS):
+    time.sleep(0.1)
+    with metrics.open("a") as file:
+        file.write(json.dumps({"step": step}) + "\\n")
+(folder / "stage.json").write_text(json.dumps({"params": params.model_dump(mode="json")}))
+"""
+
+PRETEND_TO_REPORT = """
+import json
+from pathlib import Path
+
+folder = Path(params.run_dir)
+stages = sorted(folder.glob("*/*/metrics.jsonl"))
+(folder / "results.json").write_text(json.dumps([[path.parent.name, path.read_text()] for path in stages]))
+(folder / "results.csv").write_text("method,benchmark,metric,mean\\n" + "".join(f"{p.parent.name},toy,pass@1,0.51239\\n" for p in stages))
+(folder / "report.html").write_text("<p>done</p>")
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Path]:
+    """A clone with pretended notebooks; the library is a copy because it finds its project by its own place."""
+    shutil.copytree(PROJECT_ROOT / "brite_lib", tmp_path / "brite_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT_ROOT / "Snakefile", tmp_path)
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_text("")
+    (tmp_path / "pretend.yaml").write_text(EXPERIMENT)
+    (tmp_path / "notebooks").mkdir()
+    write_notebook(tmp_path, "02_psi_ppo", "PsiParams", STEPS)
+    write_notebook(tmp_path, "03_theta_sft", "ThetaParams", STEPS)
+    write_notebook(tmp_path, "05_evaluation", "EvalParams", 1)
+    write_notebook(tmp_path, "06_report", "ReportParams", None)
+    yield tmp_path
+    end_processes(tmp_path / "outputs/pretend")
+
+
+def write_notebook(project: Path, name: str, cls: str, steps: int | None, extra: str = "") -> None:
+    body = PRETEND_TO_REPORT if steps is None else f"STEPS = {steps}" + extra + PRETEND_TO_TRAIN
+    sources = ["", f"from brite_lib.params import {cls}\nparams = {cls}.from_notebook(globals())", body]
+    cells = [new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
+    cells[0].metadata["tags"] = ["parameters"]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), project / "notebooks" / f"{name}.ipynb")
+
+
+def run(project: Path, *options: str) -> tuple[int, str, str]:
+    process = start(project, project / "pretend.yaml", *options)
+    output, errors = process.communicate(timeout=120)
+    return process.returncode, output, errors
+
+
+def test_run_then_nothing_then_what_changed(project):
+    run_dir = project / "outputs/pretend"
+    code, output, errors = run(project, "--plan")
+    assert code == 0
+    assert "seed0/brite_psi" in output
+    assert not run_dir.exists()
+
+    code, output, errors = run(project)
+    assert code == 0, errors
+    assert errors == ""
+    assert output.count(": started") == output.count(": finished") == 5
+    assert ["brite_psi", "toy", "pass@1", "0.5124"] in [line.split() for line in output.splitlines()]
+    assert "report: outputs/pretend/report.html" in output
+
+    code, output, _ = run(project)
+    assert code == 0
+    assert "started" not in output
+    assert "0.5124" in output
+
+    (project / "pretend.yaml").write_text(EXPERIMENT.replace("steps: 5", "steps: 6"))
+    assert "done with other parameters" in run(project, "--plan")[1]
+    code, output, _ = run(project)
+    assert code == 0
+    assert "seed0/eval_base: started" not in output
+    for stage in ("seed0/brite_psi", "seed0/brite", "seed0/eval_brite", "report"):
+        assert f"{stage}: started" in output
+
+    write_notebook(project, "05_evaluation", "EvalParams", 1, extra="  # changed")
+    code, output, _ = run(project)
+    assert code == 0
+    assert {line.split()[1] for line in output.splitlines() if "started" in line} == {"seed0/eval_base:", "seed0/eval_brite:", "report:"}
+
+
+def test_killed_anywhere_it_goes_on(project):
+    run_dir = project / "outputs/pretend"
+    for stage in ("seed0/brite_psi", "seed0/brite"):
+        for kind in ("snakemake", "papermill", "kernel"):
+            kill_in_the_middle(project, project / "pretend.yaml", run_dir, kind, stage, timeout=30)
+    code, _, errors = run(project)
+    assert code == 0, errors
+    steps = {name: text.count("\n") for name, text in json.loads((run_dir / "results.json").read_text())}
+    assert steps == {"brite_psi": STEPS, "brite": STEPS, "eval_base": 1, "eval_brite": 1}
+
+
+def test_ending_the_launcher_ends_the_run(project):
+    run_dir = project / "outputs/pretend"
+    for name, expected in (("SIGTERM", 130), ("SIGINT", 130), ("SIGKILL", -9)):
+        process = start(project, project / "pretend.yaml")
+        wait_until(lambda: len(processes(run_dir)) >= 4, "Snakemake, papermill and a kernel run", 30)
+        _, output, errors = run(project)
+        assert errors.startswith(f"error: outputs/pretend: is being run by process {process.pid} on ")
+        assert output == ""
+        process.send_signal(getattr(signal, name))
+        process.communicate(timeout=20)
+        assert process.returncode == expected
+        assert name == "SIGKILL" or not processes(run_dir)
+    code, _, errors = run(project)  # at once: it ends what the killed launcher left behind
+    assert code == 0, errors
+    assert not processes(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        ("\nfrom brite_lib.errors import InputError\nraise InputError('rows.jsonl: row 3: no answer')", "rows.jsonl: row 3: no answer"),
+        ("\nraise KeyError('what')", "KeyError: 'what'"),
+    ],
+)
+def test_a_failing_stage_is_named_with_its_sentence_and_notebook(project, extra, sentence):
+    write_notebook(project, "05_evaluation", "EvalParams", 1, extra=extra)
+    (project / "pretend.yaml").write_text(EXPERIMENT.replace("[base, brite]", "[base]"))
+    code, output, errors = run(project)
+    assert code == 1
+    assert "FAILED" in output
+    assert "Traceback" not in errors + output
+    failed = errors.splitlines()[0].split(" failed: ")
+    assert failed == ["seed0/eval_base", sentence]
+    notebook = project / errors.splitlines()[1].split("notebook: ")[1]
+    assert any(output.output_type == "error" for cell in nbformat.read(notebook, 4).cells for output in cell.get("outputs", []))
+    assert not (notebook.parent / "stage.json").exists()
+
+
+def test_a_notebook_by_plain_papermill_refuses_unknown_and_mistyped_parameters(project):
+    source, output = project / "notebooks/02_psi_ppo.ipynb", project / "out.ipynb"
+    (project / "p.yaml").write_text("learning_rate: 1e-5\nsteps: -1\n")
+    for options, part in ((["-p", "stepz", "3"], "did you mean 'steps'"), (["-f", project / "p.yaml"], "notebook parameter: steps")):
+        command = ["-m", "papermill", source, output, "-k", "python3", *options]
+        environment = os.environ | {"PYTHONPATH": str(project)}
+        result = subprocess.run([sys.executable, *command], cwd=project, env=environment, capture_output=True, text=True)
+        assert result.returncode != 0
+        assert part in result.stderr
+        assert not (project / "outputs").exists()

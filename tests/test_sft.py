@@ -1,0 +1,82 @@
+"""The θ-update's sequences, worked by hand, and its training."""
+
+import enumerable
+import pytest
+import torch
+
+from brite_lib.errors import InputError
+from brite_lib.params import ThetaParams
+from brite_lib.sft import human_rows, rationale_sft, resume_step, training_rows
+
+SETTINGS = {"epochs": 6, "train_batch_size": 2, "micro_batch_size": 1, "learning_rate": 3e-3, "save_steps": 4, "device": "cpu"}
+
+
+def rows():
+    sampled = {"id": "q0", "question": "a", "gold": "b", "rationale": "ab", "prompt_ids": [5, 0], "rationale_ids": [0, 1, 2]}
+    return [
+        {**sampled, "finished": True, "correct": True},
+        {**sampled, "finished": False, "correct": False, "rationale_ids": [0, 0, 0]},
+        {**sampled, "finished": True, "correct": False, "rationale_ids": [1, 2]},
+    ]
+
+
+def test_labels_are_z_boundary_y_and_the_end_token():
+    dataset = training_rows(rows(), enumerable.template())
+    assert dataset["input_ids"][:] == [[5, 0, 0, 1, 2, 1, 3], [5, 0, 1, 2, 1, 3]]  # the unfinished one is left out
+    assert dataset["labels"][:] == [[-100, -100, 0, 1, 2, 1, 3], [-100, -100, 1, 2, 1, 3]]
+    assert len(training_rows(rows(), enumerable.template(), correct_only=True)) == 1
+
+
+def test_written_rationales_are_tokenised_once_with_the_same_boundaries():
+    problems = [
+        {"id": "q", "question": "a", "answer": "b", "rationale": "ab"},
+        {"id": "r", "question": "a", "answer": "b", "rationale": None},
+    ]
+    human = human_rows(problems, "data")
+    assert len(human) == 1
+    assert training_rows(human, enumerable.template())[0]["input_ids"] == [5, 0, 0, 1, 2, 1, 3]
+    with pytest.raises(InputError, match="data has no human rationales"):
+        human_rows(problems[1:], "data")
+
+
+def test_training_raises_the_likelihood_and_resumes_to_the_same_weights(tmp_path):
+    rules, dataset = enumerable.template(), training_rows(rows()[:1] * 8, enumerable.template())
+    params = ThetaParams.parse(SETTINGS)
+    logged = []
+    trained, metrics = rationale_sft(
+        enumerable.model(0), dataset, rules, params, tmp_path / "a", lambda step, **m: logged.append((step, m["loss"]))
+    )
+    assert metrics["steps"] == 24 and metrics["tokens_trained"] == 8 * 5 * 6
+    assert [step for step, _ in logged] == list(range(1, 25)) and logged[-1][1] < 0.5 * logged[0][1]
+
+    class Interrupted(RuntimeError):
+        pass
+
+    def stop(step, **_):
+        if step == 10:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        rationale_sft(enumerable.model(0), dataset, rules, params, tmp_path / "b", stop)
+    assert resume_step(tmp_path / "b") == 8
+    resumed, _ = rationale_sft(enumerable.model(0), dataset, rules, params, tmp_path / "b")
+    for one, other in zip(trained.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4/trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-8").mkdir()
+    assert resume_step(tmp_path) == 4
+    assert resume_step(tmp_path / "nowhere") == -1
+
+
+def test_nothing_to_train_on_leaves_the_model_alone(tmp_path, capsys):
+    model = enumerable.model(0)
+    before = [parameter.clone() for parameter in model.parameters()]
+    trained, metrics = rationale_sft(
+        model, training_rows([], enumerable.template()), enumerable.template(), ThetaParams.parse({}), tmp_path
+    )
+    assert metrics["steps"] == 0 and all(torch.equal(a, b) for a, b in zip(before, trained.parameters(), strict=True))
+    assert "no rationale to train on" in capsys.readouterr().out

@@ -1,0 +1,149 @@
+"""The plan: every method's stages, their order, parameters and places."""
+
+from pathlib import Path
+
+import pytest
+
+from brite_lib.params import METHODS, PROJECT_ROOT, EvalParams, Experiment, PsiParams, RejectionParams, ThetaParams
+from brite_lib.stages import is_path, plan, run_directory, token_bounds
+
+
+def make(**changes: object) -> Experiment:
+    values = {"name": "x", "model": "org/model", "tasks": [{"name": "toy", "data": "toy:easy"}], "methods": list(METHODS)}
+    return Experiment.parse(values | changes)
+
+
+def by_name(experiment: Experiment) -> dict:
+    return {spec.key: spec for spec in plan(experiment)}
+
+
+def test_every_method_of_one_task():
+    stages = by_name(make(seeds=[3]))
+    evaluations = {f"seed3/eval_{method}" for method in METHODS}
+    learners = {f"seed3/{method}" for method in METHODS if method != "base"}
+    assert set(stages) == evaluations | learners | {"seed3/rs_sampling", "seed3/posterior_sampling"}
+    for spec in stages.values():
+        assert spec.directory == PROJECT_ROOT / "outputs/x" / spec.key == PROJECT_ROOT / spec.params.output_dir
+        assert spec.params.stage == spec.key.removeprefix("seed3/")
+        assert spec.params.seed == 3
+
+
+def test_each_stage_follows_the_stages_it_reads():
+    seen: set[str] = set()
+    for spec in plan(make(seeds=[0, 1])):
+        assert set(spec.inputs) <= seen
+        seen.add(spec.key)
+
+
+@pytest.mark.parametrize(
+    ("method", "rationales", "data", "reads"),
+    [
+        ("sft", "human", "toy:easy", ()),
+        ("sft_careless", "human", "toy:easy:careless", ()),
+        ("sft_careful", "human", "toy:easy:careful", ()),
+        ("rs", "outputs/x/seed0/rs_sampling/rationales.parquet", "toy:easy", ("seed0/rs_sampling",)),
+        ("posterior", "outputs/x/seed0/posterior_sampling/rationales.parquet", "toy:easy", ("seed0/posterior_sampling",)),
+        ("brite", "outputs/x/seed0/brite_psi/rationales.parquet", "toy:easy", ("seed0/brite_psi",)),
+    ],
+)
+def test_what_each_learner_learns(method, rationales, data, reads):
+    spec = by_name(make())[f"seed0/{method}"]
+    assert isinstance(spec.params, ThetaParams)
+    assert (spec.params.rationales, spec.params.data, spec.inputs) == (rationales, data, reads)
+    assert spec.params.model == "org/model"
+    assert spec.notebook.name == "03_theta_sft.ipynb"
+
+
+def test_what_each_evaluation_loads():
+    stages = by_name(make(tasks=[{"name": "t", "data": "toy:easy", "test_data": "toy:hard", "test_split": "validation", "test_limit": 7}]))
+    for method in METHODS:
+        spec = stages[f"seed0/eval_{method}"]
+        params = spec.params
+        assert isinstance(params, EvalParams)
+        assert params.model == ("org/model" if method == "base" else f"outputs/x/seed0/{method}/model")
+        assert spec.inputs == (() if method == "base" else (f"seed0/{method}",))
+        assert (params.method, params.benchmark, params.reference_model) == (method, "t", "org/model")
+        assert (params.data, params.split, params.limit) == ("toy:hard", "validation", 7)
+
+
+def test_rejection_and_posterior_sampling_differ_in_one_setting():
+    stages = by_name(make(rejection={"samples": 5}))
+    rs, posterior = stages["seed0/rs_sampling"].params, stages["seed0/posterior_sampling"].params
+    assert (rs.until_hit, posterior.until_hit, rs.samples, posterior.samples) == (False, True, 5, 5)
+
+
+def test_only_the_stages_that_methods_need():
+    assert set(by_name(make(methods=["base"]))) == {"seed0/eval_base"}
+    assert set(by_name(make(methods=["brite"]))) == {"seed0/brite_psi", "seed0/brite", "seed0/eval_brite"}
+    assert set(by_name(make(methods=["brite_psi"]))) == {"seed0/brite_psi", "seed0/eval_brite_psi"}
+
+
+def test_several_tasks_have_their_names_in_the_directories():
+    tasks = [{"name": "toy-easy", "data": "toy:easy"}, {"name": "toy-hard", "data": "toy:hard"}]
+    stages = by_name(make(tasks=tasks, methods=["rs"], seeds=[0, 1]))
+    assert len(stages) == 12
+    spec = stages["seed1/toy-hard.rs"]
+    assert spec.inputs == ("seed1/toy-hard.rs_sampling",)
+    assert spec.params.rationales == "outputs/x/seed1/toy-hard.rs_sampling/rationales.parquet"
+
+
+def test_common_settings_reach_the_stages_that_know_them_and_sections_win():
+    stages = by_name(make(common={"batch_size": 16, "steps": 3, "temperature": 0.5}, evaluation={"temperature": 0.7}))
+    assert all(spec.params.batch_size == 16 for spec in stages.values())
+    assert stages["seed0/brite_psi"].params.steps == 3
+    assert stages["seed0/rs_sampling"].params.temperature == 0.5
+    assert stages["seed0/eval_rs"].params.temperature == 0.7
+
+
+def test_the_template_and_local_files_reach_every_stage(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        Path("model", name).write_text("")
+    Path("rows.jsonl").write_text("")
+    experiment = make(model="model", template="chat", tasks=[{"name": "g", "data": "rows.jsonl"}], methods=["base", "sft"])
+    for spec in plan(experiment):
+        assert spec.params.template == "chat"
+        assert spec.params.data == str(tmp_path / "rows.jsonl")  # absolute: a kernel has another working directory
+        assert set(spec.sources) == {tmp_path / "model/config.json", tmp_path / "model/model.safetensors", tmp_path / "rows.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gpt2", False),
+        ("Qwen/Qwen2.5-0.5B", False),
+        ("openai/gsm8k", False),
+        ("./gpt2", True),
+        ("../shared/data/gsm8k", True),
+        ("/models/x", True),
+        ("~/models/x", True),
+        ("rows.jsonl", True),
+        ("org/name/more", True),
+        ("tests/no-such-model", True),  # tests/ is a directory here
+        ("params", True),
+    ],
+)
+def test_paths_and_hub_names(name, expected, monkeypatch):
+    monkeypatch.chdir(PROJECT_ROOT)
+    assert is_path(name) is expected
+
+
+def test_token_bounds_by_hand():
+    lengths = {"max_rationale_tokens": 10, "max_answer_tokens": 2, "limit": 100}
+    psi = {"steps": 3, "prompts_per_step": 4, "rationales_per_prompt": 5, "epochs": 2, "samples": 1}
+    assert token_bounds(PsiParams(**lengths, **psi)) == (3 * 4 * 5 * 10 + 100 * 12, 2 * 3 * 4 * 5 * 10, False)
+    assert token_bounds(RejectionParams(**lengths, samples=7)) == (7 * 100 * 12, 0, False)
+    assert token_bounds(RejectionParams(**lengths, until_hit=True, max_samples=50)) == (50 * 100 * 12, 0, False)
+    assert token_bounds(ThetaParams(**lengths, epochs=1.5)) == (0, 1800, False)
+    assert token_bounds(EvalParams(**lengths, samples=4, greedy=True)) == (5 * 100 * 12, 0, False)
+    assert token_bounds(EvalParams(**lengths | {"limit": None}, data="rows.jsonl", samples=4, greedy=False)) == (4 * 12, 0, True)
+
+
+@pytest.mark.parametrize("path", sorted(PROJECT_ROOT.glob("params/*.yaml")), ids=lambda path: path.name)
+def test_the_committed_experiments_are_valid(path):
+    from brite_lib.params import load_experiment
+
+    experiment = load_experiment(path)
+    assert experiment.name == path.stem
+    assert run_directory(experiment) == PROJECT_ROOT / "outputs" / path.stem
