@@ -1,0 +1,256 @@
+"""Exact EM in a finite exponential family: E-step in closed form, M-step by damped Newton (BRiTE eqs. 3.4 and 3.5).
+
+One EM iteration is one step of mirror ascent on J with mirror map A and step size 1, ∇A(θ_{t+1}) = ∇B(θ_t). What
+follows from that is checked in :mod:`brite_lib.theory.theorem`. An iteration costs O(X·S·d²) per Newton step and holds
+no array larger than the features.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike
+
+from brite_lib.errors import InputError
+from brite_lib.theory.model import (
+    BLOCK,
+    Array,
+    Model,
+    check_distribution,
+    kl_posteriors,
+    kl_reasoners,
+    log_sum_exp,
+    objective,
+    posterior_of,
+    softmax,
+)
+
+TOLERANCE = 1e-10  # accepted gradient norm of an M-step, relative to max(1, norm at its start)
+NEWTON_STEPS = 500
+LARGEST_MOVE = 30.0  # logits change by at most this much in one Newton step
+
+
+@dataclass(frozen=True, eq=False)
+class EMTrace:
+    """A run of T iterations of EM; entry t of a (T,) array belongs to the step from θ_t to θ_{t+1}.
+
+    Attributes:
+        theta: (T + 1, d) parameters, the start first.
+        log_marginal: (T + 1,) J(θ_t) in nats.
+        kl_step: (T,) E_μ KL(P_{t+1} ‖ P_t) of the reasoners.
+        kl_posterior: (T,) E_μ KL(Q_t ‖ Q_{t+1}) of the posteriors.
+        residual: (T,) gradient norm of the M-step's objective at its end.
+        newton_steps: (T,) Newton steps of each M-step.
+    """
+
+    theta: Array
+    log_marginal: Array
+    kl_step: Array
+    kl_posterior: Array
+    residual: Array
+    newton_steps: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class MStep:
+    """An M-step's ``theta`` (d,), its ``residual`` (gradient norm), the norm at the ``start`` and the Newton ``steps``."""
+
+    theta: Array
+    residual: float
+    start: float
+    steps: int
+
+
+def log_marginal(
+    theta: ArrayLike, features: ArrayLike, evidence: ArrayLike, weights: ArrayLike, ridge: float = 0.0, base: ArrayLike | None = None
+) -> float:
+    """J(θ) = E_μ log P(selected|x, θ) − ridge/2·‖θ‖² in nats; shapes and errors as in :class:`~brite_lib.theory.model.Model`."""
+    model = Model(features, evidence, weights, ridge, base)
+    return objective(model, model.theta(theta))
+
+
+def posterior(theta: ArrayLike, features: ArrayLike, evidence: ArrayLike, base: ArrayLike | None = None) -> Array:
+    """(X, S) Q(z, y|x) ∝ evidence·P_θ(z, y|x), the E-step (BRiTE eq. 3.4); shapes and errors as in ``Model``."""
+    features = np.asarray(features, dtype=np.float64)
+    count = features.shape[0] if features.ndim else 0
+    model = Model(features, evidence, np.full(count, 1 / max(count, 1)), 0.0, base)  # the weights play no part
+    return posterior_of(model, model.theta(theta))
+
+
+def m_step(
+    q: ArrayLike, features: ArrayLike, weights: ArrayLike, theta0: ArrayLike, ridge: float = 0.0, base: ArrayLike | None = None
+) -> Array:
+    """argmax_θ E_μ E_q log P_θ(z, y|x) − ridge/2·‖θ‖² (BRiTE eq. 3.5), started at ``theta0``.
+
+    Directions that change no probability keep their value in ``theta0`` when ridge = 0. If q's mean features lie on the
+    boundary of what the family can reach, the supremum is at infinity and the result is a point far out whose residual is
+    below the tolerance; :func:`brite_lib.theory.m_step_attained` tells the two apart.
+
+    Args:
+        q: (X, S) distributions over the pairs, one row per prompt.
+        features: (X, S, d).
+        weights: (X,) distribution of the prompts.
+        theta0: (d,) start.
+        ridge: λ ≥ 0.
+        base: (X, S) log-weights; None: zero.
+
+    Returns:
+        (d,) θ with a gradient norm of at most 1e-10 × max(1, gradient norm at ``theta0``).
+
+    Raises:
+        InputError: for bad input, or if the residual is not reached.
+    """
+    model = Model(features, None, weights, ridge, base)
+    q = check_distribution("q", q, model.features.shape[:2])
+    return solve_m_step(model, model.mean_features(q), model.theta(theta0, "theta0"), visible_directions(model)).theta
+
+
+def run_em(
+    features: ArrayLike,
+    evidence: ArrayLike,
+    weights: ArrayLike,
+    theta0: ArrayLike,
+    steps: int,
+    ridge: float = 0.0,
+    base: ArrayLike | None = None,
+) -> EMTrace:
+    """``steps`` iterations of exact EM from ``theta0`` (d,); other shapes and errors as in ``Model``.
+
+    Raises:
+        InputError: for bad input, or if an M-step does not reach its residual.
+    """
+    model = Model(features, evidence, weights, ridge, base)
+    return run_em_on(model, model.theta(theta0, "theta0"), steps)
+
+
+def run_em_on(model: Model, theta0: Array, steps: int) -> EMTrace:
+    """:func:`run_em` on a checked model."""
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
+        raise InputError(f"steps must be a whole number of at least 0, found {steps!r}")
+    basis = visible_directions(model)
+    theta, done = [theta0], []
+    for _ in range(steps):
+        done.append(em_step(model, theta[-1], basis))
+        theta.append(done[-1].theta)
+    pairs = list(itertools.pairwise(theta))
+    return EMTrace(
+        theta=np.array(theta),
+        log_marginal=np.array([objective(model, point) for point in theta]),
+        kl_step=np.array([kl_reasoners(model, new, old) for old, new in pairs]),
+        kl_posterior=np.array([kl_posteriors(model, old, new) for old, new in pairs]),
+        residual=np.array([step.residual for step in done]),
+        newton_steps=np.array([step.steps for step in done], dtype=int),
+    )
+
+
+def em_step(model: Model, theta: Array, basis: Array | None) -> MStep:
+    """E-step and M-step from θ (d,)."""
+    return solve_m_step(model, model.mean_features(posterior_of(model, theta)), theta, basis)
+
+
+def visible_directions(model: Model) -> Array | None:
+    """(d, r) orthonormal basis of the directions of θ that change some probability; None: all of them, or a ridge sees to it.
+
+    It is the row space of the features centred over the pairs of each prompt, by a QR that takes a block at a time and
+    so keeps full precision (a Gram matrix would halve the digits) without a copy of the features.
+    """
+    if model.ridge > 0:
+        return None
+    rows, (count, pairs, size) = model.rows, model.features.shape
+    means = model.features.mean(1)
+    prompt = np.arange(count * pairs) // pairs
+    used = (model.weights > 0).astype(np.float64)
+    triangle = np.zeros((0, size))
+    for start in range(0, count * pairs, BLOCK):
+        block = prompt[start : start + BLOCK]
+        centred = (rows[start : start + BLOCK] - means[block]) * used[block, None]
+        triangle = np.linalg.qr(np.vstack([triangle, centred]), mode="r")
+    _, values, directions = np.linalg.svd(triangle, full_matrices=False)
+    # Rounding of the centring leaves about 1e-15 of the features' own size in a null direction.
+    kept = values > 1e-13 * max(values[0], np.abs(rows).max() * np.sqrt(count * pairs))
+    return None if kept.sum() == size else directions[kept].T
+
+
+def solve_m_step(model: Model, target: Array, theta: Array, basis: Array | None) -> MStep:
+    """Minimise A(θ) − ⟨θ, target⟩ by damped Newton.
+
+    The search goes on past the tolerance until the gradient stops shrinking: the identities of the theorem are as exact
+    as the residual is small. Near the end only rounding decides whether the value fell, so steps are then judged by
+    their gradient and the best one is kept.
+
+    Args:
+        target: (d,) mean features to reach, E_μ E_q φ.
+        theta: (d,) start.
+        basis: as :func:`visible_directions` returns it.
+
+    Raises:
+        InputError: if the gradient norm stays above 1e-10 × max(1, norm at the start).
+    """
+    best, best_norm, start_norm, stalled = theta, np.inf, 0.0, 0
+    floor = 2e-16 * max(1.0, float(np.abs(model.features).max()), float(np.abs(target).max()))
+    for step in range(NEWTON_STEPS + 1):
+        logits = model.logits(theta)
+        p = softmax(logits)
+        slope = model.mean_features(p) + model.ridge * theta - target
+        slope = slope if basis is None else basis.T @ slope
+        norm = float(np.linalg.norm(slope))
+        start_norm = norm if step == 0 else start_norm
+        tolerance = TOLERANCE * max(1.0, start_norm)
+        stalled = 0 if norm < best_norm / 2 else stalled + 1
+        if norm < best_norm:
+            best, best_norm = theta, norm
+        if best_norm <= floor or (best_norm <= tolerance and stalled >= 2) or step == NEWTON_STEPS:
+            break
+        direction = _newton_direction(model, p, slope, basis)
+        move = model.logits(direction) if model.base is None else model.logits(direction) - model.base
+        direction, move, descent = _capped(direction, move, slope, basis)
+        theta = theta - _step_size(model, theta, direction, logits, move, target, descent) * direction
+    if best_norm > tolerance:
+        raise InputError(
+            f"the M-step stopped at a gradient norm of {best_norm:.1e}, above the {tolerance:.1e} that counts as solved: "
+            "its maximiser is too far out for float64, so use a larger ridge"
+        )
+    return MStep(best, best_norm, start_norm, step)
+
+
+def _newton_direction(model: Model, p: Array, slope: Array, basis: Array | None) -> Array:
+    """(d,) H⁻¹·slope by Cholesky, with as much added to the diagonal as a numerically singular Hessian needs."""
+    curvature = model.covariance(p) + model.ridge * np.eye(model.features.shape[2])
+    curvature = curvature if basis is None else basis.T @ curvature @ basis
+    size = max(float(np.trace(curvature)), np.finfo(float).tiny)
+    damping = 0.0
+    while True:
+        try:
+            factor = scipy.linalg.cho_factor(curvature + damping * np.eye(slope.size), lower=True)
+            direction = scipy.linalg.cho_solve(factor, slope)
+            if np.isfinite(direction).all():
+                return direction if basis is None else basis @ direction
+        except np.linalg.LinAlgError:
+            pass
+        damping = max(10 * damping, 1e-15 * size)
+
+
+def _capped(direction: Array, move: Array, slope: Array, basis: Array | None) -> tuple[Array, Array, float]:
+    """The direction and its change of the logits, shortened to LARGEST_MOVE, and the descent it promises."""
+    scale = min(1.0, LARGEST_MOVE / max(float(np.ptp(move, axis=1).max()), 1e-300))
+    descent = float(slope @ (direction if basis is None else basis.T @ direction))
+    return scale * direction, scale * move, scale * descent
+
+
+def _step_size(model: Model, theta: Array, direction: Array, logits: Array, move: Array, target: Array, descent: float) -> float:
+    """Largest 1, 1/2, 1/4, … that lowers the value by a hundredth of a percent of what the slope promises, up to rounding.
+
+    Works on the logits, so that a trial costs O(X·S).
+    """
+
+    def value(size: float) -> float:
+        point = theta - size * direction
+        return float(model.weights @ log_sum_exp(logits - size * move) + model.ridge / 2 * point @ point - point @ target)
+
+    here = value(0.0)
+    noise = 1e-15 * (1 + abs(here) + float(np.abs(logits).max()) + abs(float(theta @ target)))
+    size = 1.0
+    while value(size) > here - 1e-4 * size * descent + noise and size > 1e-12:
+        size /= 2
+    return size
