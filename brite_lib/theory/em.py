@@ -200,7 +200,8 @@ def solve_m_step(model: Model, target: Array, theta: Array, basis: Array | None)
         stalled = 0 if norm < best_norm / 2 else stalled + 1
         if norm < best_norm:
             best, best_norm = theta, norm
-        if best_norm <= floor or (best_norm <= tolerance and stalled >= 2) or step == NEWTON_STEPS:
+        patience = 2 if best_norm <= 1e3 * floor else 20
+        if best_norm <= floor or (best_norm <= tolerance and stalled >= patience) or step == NEWTON_STEPS:
             break
         direction = _newton_direction(model, p, slope, basis)
         move = model.logits(direction) if model.base is None else model.logits(direction) - model.base
