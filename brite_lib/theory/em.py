@@ -28,7 +28,7 @@ from brite_lib.theory.model import (
 
 TOLERANCE = 1e-10  # accepted gradient norm of an M-step, relative to max(1, norm at its start)
 NEWTON_STEPS = 500
-LARGEST_MOVE = 30.0  # logits change by at most this much in one Newton step
+LARGEST_MOVE = 30.0  # logits change by at most this much in the first Newton step; more once whole steps succeed
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +187,7 @@ def solve_m_step(model: Model, target: Array, theta: Array, basis: Array | None)
     Raises:
         InputError: if the gradient norm stays above 1e-10 × max(1, norm at the start).
     """
-    best, best_norm, start_norm, stalled = theta, np.inf, 0.0, 0
+    best, best_norm, start_norm, stalled, reach = theta, np.inf, 0.0, 0, LARGEST_MOVE
     floor = 2e-16 * max(1.0, float(np.abs(model.features).max()), float(np.abs(target).max()))
     for step in range(NEWTON_STEPS + 1):
         logits = model.logits(theta)
@@ -205,12 +205,15 @@ def solve_m_step(model: Model, target: Array, theta: Array, basis: Array | None)
             break
         direction = _newton_direction(model, p, slope, basis)
         move = model.logits(direction) if model.base is None else model.logits(direction) - model.base
-        direction, move, descent = _capped(direction, move, slope, basis)
-        theta = theta - _step_size(model, theta, direction, logits, move, target, descent) * direction
+        scale = min(1.0, reach / max(float(np.ptp(move, axis=1).max()), 1e-300))
+        descent = float(slope @ (direction if basis is None else basis.T @ direction))
+        size = _step_size(model, theta, scale * direction, logits, scale * move, target, scale * descent)
+        reach = 4 * reach if size == 1 and scale < 1 else max(LARGEST_MOVE, size * reach)
+        theta = theta - size * scale * direction
     if best_norm > tolerance:
         raise InputError(
             f"the M-step stopped at a gradient norm of {best_norm:.1e}, above the {tolerance:.1e} that counts as solved: "
-            "its maximiser is too far out for float64, so use a larger ridge"
+            "float64 cannot resolve its maximiser, so use a larger ridge or features on a smaller scale"
         )
     return MStep(best, best_norm, start_norm, step)
 
@@ -230,13 +233,6 @@ def _newton_direction(model: Model, p: Array, slope: Array, basis: Array | None)
         except np.linalg.LinAlgError:
             pass
         damping = max(10 * damping, 1e-15 * size)
-
-
-def _capped(direction: Array, move: Array, slope: Array, basis: Array | None) -> tuple[Array, Array, float]:
-    """The direction and its change of the logits, shortened to LARGEST_MOVE, and the descent it promises."""
-    scale = min(1.0, LARGEST_MOVE / max(float(np.ptp(move, axis=1).max()), 1e-300))
-    descent = float(slope @ (direction if basis is None else basis.T @ direction))
-    return scale * direction, scale * move, scale * descent
 
 
 def _step_size(model: Model, theta: Array, direction: Array, logits: Array, move: Array, target: Array, descent: float) -> float:

@@ -177,7 +177,12 @@ def two_basins() -> Instance:
     return _line([-2, -1, 0, 1, 2], [1e-3, 1, 20, 1, 5e-2], [0, 1, 0, 1, 0], 1.0)
 
 
-def tight_once(steps: int = 30, sharpness: float = 20.0, start: float = 10.0) -> Instance:
+def plateau() -> Instance:
+    """V3: an ordinary RBF instance (two prompts, a 0/1 verifier, ridge 1e-3) that lingers near a saddle; about 1 seed in 100."""
+    return random_instance(120, prompts=2, rationales=5, answers=4, rank=5, ridge=1e-3)
+
+
+def tight_once(steps: int = 30, sharpness: float = 20.0, start: float = 4.0) -> Instance:
     """S: max_T T·gap/KL → 1 as ``sharpness`` C grows, attained near T = ``steps`` M (from θ = −start/M).
 
     An unverified latent z in {0, M} shares the parameter with y in {0, 1, 2}; each EM step moves its mean by less than 1.

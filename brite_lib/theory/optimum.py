@@ -116,9 +116,13 @@ def m_step_attained(q: ArrayLike, features: ArrayLike, weights: ArrayLike, ridge
     used = check_distribution("q", q, model.features.shape[:2]) > 0
     if model.ridge > 0 or used[model.weights > 0].all():
         return True
-    features = model.features[model.weights > 0] / max(float(np.abs(model.features).max()), 1e-300)
+    basis = visible_directions(model)
+    features = model.features[model.weights > 0] if basis is None else model.features[model.weights > 0] @ basis
     used = used[model.weights > 0]
     prompts, pairs, size = features.shape
+    # Orthonormal columns: a direction that the features hardly show would otherwise hide below the solver's tolerance.
+    features = features - features.mean(1, keepdims=True)
+    features = (np.linalg.qr(features.reshape(-1, size))[0] * np.sqrt(prompts * pairs)).reshape(features.shape)
     # Unknowns: u, then the top c_x of each prompt. Used pairs: ⟨u, φ⟩ = c_x; the others: ⟨u, φ⟩ ≤ c_x.
     rows = np.concatenate([features.reshape(-1, size), -np.repeat(np.eye(prompts), pairs, axis=0)], axis=1)
     used = used.ravel()
