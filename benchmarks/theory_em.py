@@ -33,9 +33,10 @@ def problem(rows: int, size: int, pairs: int, ridge: float, seed: int) -> Model:
 
 
 def measure(model: Model, iterations: int) -> tuple[float, float, float]:
-    """Median seconds of an iteration, Newton steps of one, and seconds per iteration of a whole run_em."""
+    """Median seconds of an iteration after a warm-up, Newton steps of one, and seconds per iteration of a whole run_em."""
     theta = np.zeros(model.features.shape[2])
     basis, seconds, newton = visible_directions(model), [], []
+    em_step(model, theta, basis)  # warm-up: pages and caches
     for _ in range(iterations):
         start = time.perf_counter()
         step = em_step(model, theta, basis)
