@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -41,6 +42,15 @@ def victim(run_dir: Path, kind: str, stage: str) -> psutil.Process:
         if kind == "snakemake" or any(f"{stage}/notebook.ipynb" in argument for argument in papermill.cmdline()):
             return process
     raise LookupError(f"{run_dir.name} has no {kind} of {stage}: {[process.cmdline()[:4] for process in processes(run_dir)]}")
+
+
+def kinds(run_dir: Path) -> set[str]:
+    """Which of Snakemake, papermill and kernel run now."""
+    commands = []
+    for process in processes(run_dir):
+        with suppress(psutil.Error):  # it may end between the two looks
+            commands.append(process.cmdline()[1:3])
+    return {kind for kind, command in VICTIMS.items() if command in commands}
 
 
 def lines(path: Path) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
-from run_processes import kill_in_the_middle, processes, start, wait_until
+from run_processes import VICTIMS, kill_in_the_middle, kinds, processes, start, wait_until
 
 from brite_lib.lifeline import end_processes
 from brite_lib.params import PROJECT_ROOT
@@ -138,9 +138,10 @@ def test_killed_anywhere_it_goes_on(project):
 
 def test_ending_the_launcher_ends_the_run(project):
     run_dir = project / "outputs/pretend"
+    write_notebook(project, "02_psi_ppo", "PsiParams", 4 * STEPS)  # so that it still runs when the last signal is sent
     for name, expected in (("SIGTERM", 130), ("SIGINT", 130), ("SIGKILL", -9)):
         process = start(project, project / "pretend.yaml")
-        wait_until(lambda: len(processes(run_dir)) >= 4, "Snakemake, papermill and a kernel run", 30)
+        wait_until(lambda: kinds(run_dir) == set(VICTIMS), "Snakemake, papermill and a kernel run", 30)
         _, output, errors = run(project)
         assert errors.startswith(f"error: outputs/pretend: is being run by process {process.pid} on ")
         assert output == ""

@@ -213,6 +213,8 @@ def test_bad_input_is_one_sentence():
         (([*prior[:1], nan], evidence), "log_prior\\[1\\] must hold finite numbers"),
         (([prior[1], prior[0]], evidence), "log_prior must be H arrays of shapes"),
         (([prior[0], prior[0]], evidence), "log_prior must be H arrays of shapes"),
+        (([[0.0], [[0.0, 1.0], [0.0]]], evidence), "log_prior must be H arrays of numbers"),
+        ((None, evidence), "log_prior must be H arrays of numbers"),
         (([], evidence), "log_prior must be H arrays of shapes"),
         (([np.empty(0)], evidence), "log_prior must be H arrays of shapes"),
     ]
@@ -220,7 +222,7 @@ def test_bad_input_is_one_sentence():
         for function in (soft_policy, tree_posterior):
             with pytest.raises(InputError, match=message):
                 function(*arguments)
-    for c in (0.0, -1.0, math.nan, math.inf):
+    for c in (0.0, -1.0, math.nan, math.inf, "1", True):
         with pytest.raises(InputError, match="c must be a positive number"):
             soft_policy(prior, evidence, c)
         with pytest.raises(InputError, match="beta must be a positive number"):
