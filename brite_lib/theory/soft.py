@@ -194,7 +194,10 @@ def _sequence_sum(tables: list[Array]) -> Array:
 
 
 def _tables(tables: Sequence[ArrayLike], name: str) -> list[Array]:
-    arrays = [np.asarray(table, dtype=np.float64) for table in tables]
+    try:
+        arrays = [np.asarray(table, dtype=np.float64) for table in tables]
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be H arrays of numbers of shapes (V,), (V, V), …") from None
     size = arrays[0].shape[0] if arrays and arrays[0].ndim == 1 else 0
     if not size or any(array.shape != (size,) * (h + 1) for h, array in enumerate(arrays)):
         raise InputError(f"{name} must be H arrays of shapes (V,), (V, V), …, found {[array.shape for array in arrays]}")
@@ -214,8 +217,8 @@ def _terminal(terminal: ArrayLike, tables: list[Array], name: str) -> Array:
 
 
 def _positive(value: float, name: str) -> float:
-    if not (value > 0 and math.isfinite(value)):
-        raise InputError(f"{name} must be a positive number, found {value}")
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not (value > 0 and math.isfinite(value)):
+        raise InputError(f"{name} must be a positive number, found {value!r}")
     return float(value)
 
 
