@@ -52,7 +52,7 @@ def test_m_step_by_hand():
     one = FEATURES[:1]
     assert m_step([[0.2, 0.8]], one, [1.0], [5.0]) == pytest.approx([math.log(4)], abs=1e-14)
     theta = m_step([[0.2, 0.8]], one, [1.0], [-3.0], ridge=0.1)  # σ(θ) + 0.1·θ = 0.8
-    assert sigmoid(theta[0]) + 0.1 * theta[0] == pytest.approx(0.8, abs=1e-15) and 1 < theta[0] < math.log(4)
+    assert sigmoid(theta[0]) + 0.1 * theta[0] == pytest.approx(0.8, abs=1e-14) and 0 < theta[0] < math.log(4)
 
 
 def test_em_with_a_soft_verifier_is_power_iteration():
@@ -92,6 +92,7 @@ def test_every_run_is_stationary_and_monotone(chosen):
     assert (gain - trace.kl_step - trace.kl_posterior).min() >= -1e-10  # BRiTE Theorem D.3 per step, sharpened by (P)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's own, on the first use of torch.func
 @pytest.mark.parametrize("ridge", [0.0, 0.3])
 @pytest.mark.parametrize("seed", range(4))
 def test_derivatives_against_autograd(seed, ridge):
@@ -167,7 +168,7 @@ def test_directions_without_effect_are_left_alone():
     trace = run_em(features, plain.evidence, plain.weights, start, 4)
     assert trace.theta[:, 4] == pytest.approx(7.0, abs=1e-12)
     assert trace.theta[:, 0] - trace.theta[:, 3] == pytest.approx(start[0] - start[3], abs=1e-9)  # both move alike
-    twin = run_em(plain.features, plain.evidence, plain.weights, plain.theta0 + [0.5, 0, 0], 4)
+    twin = run_em(plain.features, plain.evidence, plain.weights, plain.theta0 + np.array([0.5, 0, 0]), 4)
     assert trace.log_marginal == pytest.approx(twin.log_marginal, abs=1e-12)
 
 

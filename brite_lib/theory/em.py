@@ -187,14 +187,14 @@ def solve_m_step(model: Model, target: Array, theta: Array, basis: Array | None)
     Raises:
         InputError: if the gradient norm stays above 1e-10 × max(1, norm at the start).
     """
+    null = None if basis is None else np.linalg.qr(basis, mode="complete")[0][:, basis.shape[1] :]
     best, best_norm, start_norm, stalled, reach = theta, np.inf, 0.0, 0, LARGEST_MOVE
     floor = 2e-16 * max(1.0, float(np.abs(model.features).max()), float(np.abs(target).max()))
     for step in range(NEWTON_STEPS + 1):
         logits = model.logits(theta)
         p = softmax(logits)
         slope = model.mean_features(p) + model.ridge * theta - target
-        slope = slope if basis is None else basis.T @ slope
-        norm = float(np.linalg.norm(slope))
+        norm = float(np.linalg.norm(slope if basis is None else basis.T @ slope))
         start_norm = norm if step == 0 else start_norm
         tolerance = TOLERANCE * max(1.0, start_norm)
         stalled = 0 if norm < best_norm / 2 else stalled + 1
@@ -203,12 +203,12 @@ def solve_m_step(model: Model, target: Array, theta: Array, basis: Array | None)
         patience = 2 if best_norm <= 1e3 * floor else 20
         if best_norm <= floor or (best_norm <= tolerance and stalled >= patience) or step == NEWTON_STEPS:
             break
-        direction = _newton_direction(model, p, slope, basis)
-        move = model.logits(direction) if model.base is None else model.logits(direction) - model.base
+        direction = _newton_direction(model, p, slope, null)
+        move = (model.rows @ direction).reshape(logits.shape)
         scale = min(1.0, reach / max(float(np.ptp(move, axis=1).max()), 1e-300))
-        descent = float(slope @ (direction if basis is None else basis.T @ direction))
-        size = _step_size(model, theta, scale * direction, logits, scale * move, target, scale * descent)
-        reach = 4 * reach if size == 1 and scale < 1 else max(LARGEST_MOVE, size * reach)
+        size, fell = _step_size(model, theta, scale * direction, logits, scale * move, target, scale * float(slope @ direction))
+        # Whole steps that do lower the value may grow: the way out of a flat stretch can be thousands of logits long.
+        reach = 4 * reach if fell and size == 1 and scale < 1 else max(LARGEST_MOVE, size * reach)
         theta = theta - size * scale * direction
     if best_norm > tolerance:
         raise InputError(
@@ -218,27 +218,38 @@ def solve_m_step(model: Model, target: Array, theta: Array, basis: Array | None)
     return MStep(best, best_norm, start_norm, step)
 
 
-def _newton_direction(model: Model, p: Array, slope: Array, basis: Array | None) -> Array:
-    """(d,) H⁻¹·slope by Cholesky, with as much added to the diagonal as a numerically singular Hessian needs."""
-    curvature = model.covariance(p) + model.ridge * np.eye(model.features.shape[2])
-    curvature = curvature if basis is None else basis.T @ curvature @ basis
-    size = max(float(np.trace(curvature)), np.finfo(float).tiny)
+def _newton_direction(model: Model, p: Array, slope: Array, null: Array | None) -> Array:
+    """(d,) H⁻¹·slope by Cholesky, orthogonal to the columns of ``null``.
+
+    H is scaled to a unit diagonal first: its entries are as exact as the probabilities are, so rare pairs keep their
+    digits (a family of indicator features is then perfectly conditioned). A numerically singular H gets as much added to
+    its diagonal as Cholesky needs.
+    """
+    curvature = model.covariance(p) + model.ridge * np.eye(slope.size)
+    diagonal = np.sqrt(np.diag(curvature))
+    diagonal = np.where(diagonal > 0, diagonal, 1.0)
+    scaled = curvature / np.outer(diagonal, diagonal)
+    if null is not None:
+        kernel = np.linalg.qr(diagonal[:, None] * null)[0]  # the null space of the scaled matrix; it gets eigenvalue 1
+        scaled = scaled + kernel @ kernel.T
     damping = 0.0
     while True:
         try:
-            factor = scipy.linalg.cho_factor(curvature + damping * np.eye(slope.size), lower=True)
-            direction = scipy.linalg.cho_solve(factor, slope)
+            factor = scipy.linalg.cho_factor(scaled + damping * np.eye(slope.size), lower=True)
+            direction = scipy.linalg.cho_solve(factor, slope / diagonal) / diagonal
             if np.isfinite(direction).all():
-                return direction if basis is None else basis @ direction
+                return direction if null is None else direction - null @ (null.T @ direction)
         except np.linalg.LinAlgError:
             pass
-        damping = max(10 * damping, 1e-15 * size)
+        damping = max(10 * damping, 1e-15)
 
 
-def _step_size(model: Model, theta: Array, direction: Array, logits: Array, move: Array, target: Array, descent: float) -> float:
+def _step_size(
+    model: Model, theta: Array, direction: Array, logits: Array, move: Array, target: Array, descent: float
+) -> tuple[float, bool]:
     """Largest 1, 1/2, 1/4, … that lowers the value by a hundredth of a percent of what the slope promises, up to rounding.
 
-    Works on the logits, so that a trial costs O(X·S).
+    Works on the logits, so that a trial costs O(X·S). Also returns whether the value fell by more than rounding.
     """
 
     def value(size: float) -> float:
@@ -247,7 +258,8 @@ def _step_size(model: Model, theta: Array, direction: Array, logits: Array, move
 
     here = value(0.0)
     noise = 1e-15 * (1 + abs(here) + float(np.abs(logits).max()) + abs(float(theta @ target)))
-    size = 1.0
-    while value(size) > here - 1e-4 * size * descent + noise and size > 1e-12:
+    size, there = 1.0, value(1.0)
+    while there > here - 1e-4 * size * descent + noise and size > 1e-12:
         size /= 2
-    return size
+        there = value(size)
+    return size, there < here - noise

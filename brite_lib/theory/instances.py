@@ -135,7 +135,8 @@ def random_instance(
         evidence = noisy_evidence(right, 0.05 if verifier == "noisy" else 0.0)
     evidence = np.where(right, evidence, 0.0) if one_answer else evidence
     direction = rng.normal(size=features.shape[2])
-    theta0 = direction * start / max(float(np.std(features @ direction)), 1e-300)
+    spread = float(np.std(features @ direction))
+    theta0 = start * direction / (spread if spread > 1e-6 * np.abs(features).max() else 1.0)  # features may be constant
     return Instance(features, evidence, rng.dirichlet(np.ones(prompts)), theta0, ridge)
 
 
