@@ -90,8 +90,8 @@ increase (smallest J_{t+1} − J_t), identity_f, identity_p, identity_r, budget_
 T·min step/(sup J − J_1); sup J is 0 unless attained).
 Own maximum, null unless attained: own_value, curvature, rho, divergence (D), kl (without ridge), gap_start, gap_end, converged
 (gap_end ≤ 1e-13), own_ratio = max_T T·gap_{T+1}/D at T = own_at, min_slack of the run, sum_slack up to own_at, condition ((C) at every
-step), explained (not the weak condition at own_at), literal_ratio = max_T T·gap_T/D, literal_later_ratio (the same from T = 2),
-reverse_ratio = max_T T·gap_T/D with the other KL.
+step), explained (the weak condition fails at own_at, as it must where own_ratio > 1), literal_ratio = max_T T·gap_T/D,
+literal_later_ratio (the same from T = 2), reverse_ratio = max_T T·gap_T/D with the other KL.
 Best maximum found: best_value, best_attained, best_ratio over the same run.
 """
 
