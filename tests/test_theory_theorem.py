@@ -33,6 +33,7 @@ def test_identities_hold_for_every_family_and_comparison_point(chosen):
     assert np.abs(budget(trace, instance.model, u).error).max() <= 1e-10
     smallest, bound = unconditional_bound(trace, instance.ridge)
     assert (smallest <= bound + 1e-10).all()
+    assert smallest == pytest.approx(np.minimum.accumulate(np.diff(trace.log_marginal)), abs=1e-10)  # (P), ridge included
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -72,9 +73,9 @@ def test_bound_holds_where_its_hypotheses_do_and_the_literal_index_does_not():
         assert max(concavity(instance.model, theta) for theta in trace.theta[::5]) <= 1e-12
         ratios.append(result.ratio.max())
         literal.append(checked(instance, trace, limit.theta, "literal"))
-    assert len(ratios) == 240 and 0.02 < max(ratios) < 0.5  # measured 0.0997: far below 1, and not trivially 0
+    assert len(ratios) == 240 and 0.02 < max(ratios) < 0.5  # measured 0.086: far below 1, and not trivially 0
     failed = [not result.holds for result in literal]
-    assert 20 <= sum(failed) < 240
+    assert 20 <= sum(failed) < 240  # measured 75, all of them concave ones
     assert all(result.condition for result in literal)  # the index is wrong, not the hypotheses
 
 
