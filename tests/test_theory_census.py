@@ -93,6 +93,8 @@ def test_a_row_agrees_with_its_instance(small):
     ratios = np.arange(1, row["steps"] + 1) * (row["own_value"] - trace.log_marginal[1:]) / row["divergence"]
     assert ratios.max() == pytest.approx(row["own_ratio"], rel=1e-9)
     assert int(ratios.argmax()) + 1 == row["own_at"]
+    spent = (row["own_value"] - trace.log_marginal[1 : int(row["own_at"]) + 1]).sum()
+    assert bool(row["explained"]) == (spent > row["divergence"]) and not row["explained"]
     literal = np.arange(1, row["steps"] + 1) * (row["own_value"] - trace.log_marginal[:-1]) / row["divergence"]
     assert literal.max() == pytest.approx(row["literal_ratio"], rel=1e-9)
     assert literal[1:].max() == pytest.approx(row["literal_later_ratio"], rel=1e-9)
