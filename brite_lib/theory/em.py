@@ -188,7 +188,7 @@ def solve_m_step(model: Model, target: Array, theta: Array, basis: Array | None)
         InputError: if the gradient norm stays above 1e-10 × max(1, norm at the start).
     """
     null = None if basis is None else np.linalg.qr(basis, mode="complete")[0][:, basis.shape[1] :]
-    best, best_norm, start_norm, stalled, reach = theta, np.inf, 0.0, 0, LARGEST_MOVE
+    best, best_norm, start_norm, stalled, reach, damping = theta, np.inf, 0.0, 0, LARGEST_MOVE, 0.0
     floor = 2e-16 * max(1.0, float(np.abs(model.features).max()), float(np.abs(target).max()))
     for step in range(NEWTON_STEPS + 1):
         logits = model.logits(theta)
@@ -203,12 +203,14 @@ def solve_m_step(model: Model, target: Array, theta: Array, basis: Array | None)
         patience = 2 if best_norm <= 1e3 * floor else 20
         if best_norm <= floor or (best_norm <= tolerance and stalled >= patience) or step == NEWTON_STEPS:
             break
-        direction = _newton_direction(model, p, slope, null)
+        direction = _newton_direction(model, p, slope, null, damping)
         move = (model.rows @ direction).reshape(logits.shape)
         scale = min(1.0, reach / max(float(np.ptp(move, axis=1).max()), 1e-300))
         size, fell = _step_size(model, theta, scale * direction, logits, scale * move, target, scale * float(slope @ direction))
         # Whole steps that do lower the value may grow: the way out of a flat stretch can be thousands of logits long.
         reach = 4 * reach if fell and size == 1 and scale < 1 else max(LARGEST_MOVE, size * reach)
+        # A short step means that rounding in flat directions leads the way: damp them until whole steps succeed again.
+        damping = max(1e-14, 100 * damping) if size < 0.1 else damping / 100
         theta = theta - size * scale * direction
     if best_norm > tolerance:
         raise InputError(
@@ -218,12 +220,12 @@ def solve_m_step(model: Model, target: Array, theta: Array, basis: Array | None)
     return MStep(best, best_norm, start_norm, step)
 
 
-def _newton_direction(model: Model, p: Array, slope: Array, null: Array | None) -> Array:
+def _newton_direction(model: Model, p: Array, slope: Array, null: Array | None, damping: float) -> Array:
     """(d,) H⁻¹·slope by Cholesky, orthogonal to the columns of ``null``.
 
     H is scaled to a unit diagonal first: its entries are as exact as the probabilities are, so rare pairs keep their
-    digits (a family of indicator features is then perfectly conditioned). A numerically singular H gets as much added to
-    its diagonal as Cholesky needs.
+    digits (a family of indicator features is then perfectly conditioned). ``damping`` is added to that
+    diagonal, or as much as Cholesky needs.
     """
     curvature = model.covariance(p) + model.ridge * np.eye(slope.size)
     diagonal = np.sqrt(np.diag(curvature))
@@ -232,7 +234,6 @@ def _newton_direction(model: Model, p: Array, slope: Array, null: Array | None) 
     if null is not None:
         kernel = np.linalg.qr(diagonal[:, None] * null)[0]  # the null space of the scaled matrix; it gets eigenvalue 1
         scaled = scaled + kernel @ kernel.T
-    damping = 0.0
     while True:
         try:
             factor = scipy.linalg.cho_factor(scaled + damping * np.eye(slope.size), lower=True)

@@ -103,7 +103,7 @@ def missing_information(model: Model, theta: ArrayLike) -> float:
     basis = visible_directions(model)
     if basis is not None:
         complete, missing = basis.T @ complete @ basis, basis.T @ missing @ basis
-    return float(scipy.linalg.eigh(missing, complete, eigvals_only=True)[-1])
+    return float(scipy.linalg.eigh(missing, complete, eigvals_only=True)[-1]) if missing.size else 0.0
 
 
 def m_step_attained(q: ArrayLike, features: ArrayLike, weights: ArrayLike, ridge: float = 0.0) -> bool:
@@ -120,6 +120,8 @@ def m_step_attained(q: ArrayLike, features: ArrayLike, weights: ArrayLike, ridge
     features = model.features[model.weights > 0] if basis is None else model.features[model.weights > 0] @ basis
     used = used[model.weights > 0]
     prompts, pairs, size = features.shape
+    if size == 0:
+        return True
     # Orthonormal columns: a direction that the features hardly show would otherwise hide below the solver's tolerance.
     features = features - features.mean(1, keepdims=True)
     features = (np.linalg.qr(features.reshape(-1, size))[0] * np.sqrt(prompts * pairs)).reshape(features.shape)
@@ -173,7 +175,7 @@ def ascend(
 def _polished(model: Model, theta: Array, basis: Array | None) -> Optimum | None:
     """The maximum that Newton reaches from a point in its basin; None if that is not certain enough."""
     slope, bend = _visible(model, theta, basis)
-    if np.linalg.eigvalsh(bend)[0] <= CURVED * _spread(model):
+    if _smallest(bend) <= CURVED * _spread(model):
         return None
     step = np.linalg.solve(bend, slope)
     if _move(model, step if basis is None else basis @ step) > NEAR:
@@ -183,7 +185,7 @@ def _polished(model: Model, theta: Array, basis: Array | None) -> Optimum | None
     if not found.attained or _move(model, end - theta) > 3 * NEAR:
         return None
     between = [_visible(model, theta + share * (end - theta), basis)[1] for share in (0.25, 0.5, 0.75)]
-    return found if all(np.linalg.eigvalsh(bend)[0] > 0 for bend in between) else None
+    return found if all(_smallest(bend) > 0 for bend in between) else None
 
 
 def _visible(model: Model, theta: Array, basis: Array | None) -> tuple[Array, Array]:
@@ -194,9 +196,14 @@ def _visible(model: Model, theta: Array, basis: Array | None) -> tuple[Array, Ar
 
 def _described(model: Model, theta: Array, basis: Array | None, source: Literal["limit", "best", "comparator"]) -> Optimum:
     slope, bend = _visible(model, theta, basis)
-    norm, curvature = float(np.linalg.norm(slope)), float(np.linalg.eigvalsh(bend)[0])
+    norm, curvature = float(np.linalg.norm(slope)), _smallest(bend)
     attained = norm <= STATIONARY * _size(model) and curvature > CURVED * _spread(model)
     return Optimum(theta, objective(model, theta), norm, curvature, attained, source)
+
+
+def _smallest(matrix: Array) -> float:
+    """Smallest eigenvalue; 0 if no direction is visible."""
+    return float(np.linalg.eigvalsh(matrix)[0]) if matrix.size else 0.0
 
 
 def _move(model: Model, step: Array) -> float:
