@@ -167,8 +167,8 @@ def visible_directions(model: Model) -> Array | None:
         centred = (rows[start : start + BLOCK] - means[block]) * used[block, None]
         triangle = np.linalg.qr(np.vstack([triangle, centred]), mode="r")
     _, values, directions = np.linalg.svd(triangle, full_matrices=False)
-    # Rounding of the centring leaves about 1e-15 of the features' own size in a null direction.
-    kept = values > 1e-13 * max(values[0], np.abs(rows).max() * np.sqrt(count * pairs))
+    # A direction that shows less than this can't lift a gradient above the tolerance, but would send θ to 1e11 and beyond.
+    kept = values > 1e-11 * max(values[0], np.abs(rows).max() * np.sqrt(count * pairs))
     return None if kept.sum() == size else directions[kept].T
 
 
