@@ -240,6 +240,17 @@ class TinyBaseParams(StageParams):
         return self
 
 
+class LimitsParams(StageParams):
+    """The trial in which the base is not competent (docs/limits.md)."""
+
+    kind = "limits"
+
+    problems: PositiveInt = Field(1000, description="training problems, and half as many test problems")
+    base_steps: PositiveInt = Field(400, description="optimiser steps (64 sequences each) that teach the base the two readings")
+    psi_steps: PositiveInt = Field(112, description="policy updates of each ψ-PPO")
+    beta: PositiveFloat = Field(0.1, description="β of reward (ii): a correct answer is worth 1/β nats")
+
+
 class ReportParams(Strict):
     """Report over all finished stages of a run."""
 

@@ -84,6 +84,7 @@ def rationale_sft(
     )
     tuned.remove_callback(PrinterCallback)
     result = tuned.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+    vars(tuned.model).pop("forward", None)  # accelerate's wrapper is tied to this model: a copy would compute with its weights
     targets = sum(sum(label != -100 for label in row["labels"]) for row in dataset)
     losses = [entry["loss"] for entry in tuned.state.log_history if "loss" in entry]
     return tuned.model, {
@@ -143,4 +144,6 @@ class _Logger(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
-            self.log(state.global_step, **{name: value for name, value in logs.items() if isinstance(value, int | float)})
+            kept = {name: value for name, value in logs.items() if isinstance(value, int | float)}
+            kept.pop("num_tokens", None)  # TRL counts from 0 again after a resume
+            self.log(state.global_step, **kept)

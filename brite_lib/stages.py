@@ -138,7 +138,7 @@ def is_path(name: str) -> bool:
     parts = name.split("/")
     return (
         name.startswith(("/", ".", "~"))
-        or name.endswith((".jsonl", ".parquet", ".json", ".csv"))
+        or name.removesuffix(".gz").endswith((".jsonl", ".parquet", ".json", ".csv"))
         or len(parts) > 2
         or (len(parts) == 2 and (not all(parts) or resolve_path(parts[0]).is_dir()))
         or resolve_path(name).exists()

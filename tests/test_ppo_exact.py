@@ -101,7 +101,7 @@ def test_the_anchor_is_the_model_with_its_adapter():
     rules = enumerable.template()
     base, theta = with_theta_adapter(3)
     frozen = copy.deepcopy(theta)
-    config = PosteriorPPOConfig.parse({**COMMON, "lora": LoraParams(r=8, alpha=16).model_dump(), "steps": 60, "seed": 3})
+    config = PosteriorPPOConfig.parse({**COMMON, "lora": LoraParams(r=8, alpha=16).model_dump(), "steps": 240, "seed": 3})
     policy = PosteriorPPOTrainer(theta, rules, enumerable.problems(), config).train()  # asserts log Q = log P_θ at step 0
     prompt = rules.prompt_ids("aba")
     sequences = enumerable.completions(rules)
@@ -109,7 +109,8 @@ def test_the_anchor_is_the_model_with_its_adapter():
         off = enumerable.law(policy, prompt, sequences)
     assert torch.allclose(off, enumerable.law(frozen, prompt, sequences), atol=1e-4)
     assert (off - enumerable.law(base, prompt, sequences)).abs().max() > 0.1
-    assert sum(distances(policy, frozen, rules)) < 0.75 * sum(distances(frozen, frozen, rules))  # on its way to that model's posterior
+    before, after = distances(frozen, frozen, rules), distances(policy, frozen, rules)
+    assert max(after) <= 0.05 < min(before), f"total variation {before} -> {after}"  # it is that model's posterior that is reached
 
 
 def test_a_wrong_anchor_is_refused():

@@ -1,10 +1,14 @@
 """The θ-update's sequences, worked by hand, and its training."""
 
+import copy
+
 import enumerable
 import pytest
 import torch
 
+from brite_lib import tiny_base
 from brite_lib.errors import InputError
+from brite_lib.models import load_policy
 from brite_lib.params import ThetaParams
 from brite_lib.sft import human_rows, rationale_sft, resume_step, training_rows
 
@@ -80,3 +84,16 @@ def test_nothing_to_train_on_leaves_the_model_alone(tmp_path, capsys):
     )
     assert metrics["steps"] == 0 and all(torch.equal(a, b) for a, b in zip(before, trained.parameters(), strict=True))
     assert "no rationale to train on" in capsys.readouterr().out
+
+
+def test_a_copy_of_the_trained_model_computes_with_its_own_weights(tmp_path):
+    """EM in one process copies what it trained; accelerate's wrapper would tie the copy to the original."""
+    template, model = tiny_base.make_template(), load_policy("assets/tiny-base", device="cpu")
+    rows = training_rows([{"question": "3+4", "rationale": "+4=7", "gold": "7"}] * 4, template)
+    params = ThetaParams.parse({"epochs": 1, "train_batch_size": 4, "micro_batch_size": 4, "device": "cpu"})
+    trained, _ = rationale_sft(model, rows, template, params, tmp_path)
+    copied = copy.deepcopy(trained)
+    with torch.no_grad():
+        copied.lm_head.weight.zero_()
+        assert copied(input_ids=torch.tensor([rows[0]["input_ids"]])).logits.abs().max() == 0
+        assert trained(input_ids=torch.tensor([rows[0]["input_ids"]])).logits.abs().max() > 1
