@@ -69,7 +69,7 @@ def test_em_with_a_soft_verifier_is_power_iteration():
 def drawn_run(chosen, steps=6):
     """The instance of some drawn SETTINGS, a run, and the scale of its rounding: |θ|/10 where θ goes further out than that.
 
-    Without a ridge a maximiser may lie so far out that float64 cannot resolve it (about 1 draw in 2,000); with one, never.
+    Without a ridge a maximiser may lie so far out that float64 cannot resolve it (2 of 10,647 draws); with one, never.
     """
     instance = random_instance(**(chosen | {"rank": None if chosen["kernel"] == "tabular" else chosen["rank"]}))
     try:
