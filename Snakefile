@@ -11,7 +11,7 @@ with chdir(config["launched_from"]):  # paths in an experiment file are relative
     experiment = load_experiment(config["experiment"])
     stages = {spec.key: spec for spec in plan(experiment)}
 run_dir = run_directory(experiment)
-priorities = {"brite_psi": 3, "rs_sampling": 2, "theta_sft": 1, "evaluation": 0}  # the longest chain of stages first
+priorities = {"brite_psi": 3, "rs_sampling": 2, "theta_sft": 1, "evaluation": 0, "theory": 0}  # the longest chain of stages first
 report_params = ReportParams(run_dir=f"outputs/{experiment.name}", title=experiment.title)
 
 
@@ -22,7 +22,8 @@ def here(path):
 
 rule all:
     input:
-        "report.html",
+        "report.html" if experiment.methods else [],
+        [f"{key}/stage.json" for key in stages],
 
 
 rule write_report:
@@ -54,8 +55,8 @@ rule stage:
         json=lambda w: stages[w.key].params.model_dump_json(),
         python=sys.executable,
     priority: lambda w: priorities[stages[w.key].kind]
-    threads: lambda w: max(1, stages[w.key].params.threads)
+    threads: lambda w: max(1, stages[w.key].params.threads, getattr(stages[w.key].params, "processes", 1))
     resources:
-        gpu=lambda w: int(stages[w.key].params.device != "cpu"),
+        gpu=lambda w: int(getattr(stages[w.key].params, "device", "cpu") != "cpu"),
     shell:
         "{params.python:q} -m brite_lib.execute {input.notebook:q} {wildcards.key:q}/notebook.ipynb {params.json:q}"

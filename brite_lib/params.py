@@ -76,20 +76,6 @@ class StageParams(Strict):
     stage: str = Field("", description="name of the stage in its record; empty: the notebook's own")
     output_dir: str = Field("", description="where the stage writes; empty: outputs/scratch/<stage>")
     seed: NonNegativeInt = Field(0, description="the one seed of the stage; sampling, shuffling and initialisation derive from it")
-    round: PositiveInt = Field(1, description="EM round t that the stage belongs to")
-    model: str = Field("assets/tiny-base", description="θ: a Hugging Face model directory or hub name")
-    template: str | dict[str, Any] = Field(
-        "auto", description="how z and y are written: 'auto' (the model directory's own, else 'chat'), a preset's name, or its fields"
-    )
-    data: str = Field("toy:easy", description="problems: toy:<level>, a hub data set, or a .jsonl/.parquet path")
-    split: str = Field("train", description="split of the data")
-    limit: PositiveInt | None = Field(None, description="use only so many problems; null: all (1000 on the toy task)")
-    answer_kind: Literal["exact", "number", "math", "choice"] = Field("exact", description="how answers are compared")
-    max_rationale_tokens: PositiveInt = Field(32, description="longest rationale z, boundary included; longer ones are unfinished")
-    max_answer_tokens: PositiveInt = Field(8, description="longest answer y, end token included")
-    batch_size: PositiveInt = Field(512, description="sequences per forward pass without gradients, and per call of generate")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: bfloat16 on CUDA, else float32")
     threads: NonNegativeInt = Field(1, description="CPU threads of this process; 0: torch's own choice (busy cores make 2 slower than 1)")
 
     @model_validator(mode="after")
@@ -120,13 +106,32 @@ class StageParams(Strict):
         return cls.parse(values, where="notebook parameter")
 
 
-class SamplingStageParams(StageParams):
+class ModelStageParams(StageParams):
+    """What every stage with a language model has."""
+
+    round: PositiveInt = Field(1, description="EM round t that the stage belongs to")
+    model: str = Field("assets/tiny-base", description="θ: a Hugging Face model directory or hub name")
+    template: str | dict[str, Any] = Field(
+        "auto", description="how z and y are written: 'auto' (the model directory's own, else 'chat'), a preset's name, or its fields"
+    )
+    data: str = Field("toy:easy", description="problems: toy:<level>, a hub data set, or a .jsonl/.parquet path")
+    split: str = Field("train", description="split of the data")
+    limit: PositiveInt | None = Field(None, description="use only so many problems; null: all (1000 on the toy task)")
+    answer_kind: Literal["exact", "number", "math", "choice"] = Field("exact", description="how answers are compared")
+    max_rationale_tokens: PositiveInt = Field(32, description="longest rationale z, boundary included; longer ones are unfinished")
+    max_answer_tokens: PositiveInt = Field(8, description="longest answer y, end token included")
+    batch_size: PositiveInt = Field(512, description="sequences per forward pass without gradients, and per call of generate")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: bfloat16 on CUDA, else float32")
+
+
+class SamplingStageParams(ModelStageParams):
     """A stage that makes ``rationales.parquet``."""
 
     temperature: NonNegativeFloat = Field(1.0, description="sampling temperature; the posterior needs 1")
 
 
-class PsiParams(StageParams):
+class PsiParams(ModelStageParams):
     """ψ-update: learn Q_ψ(z|x) ≈ P(z|x, y*, o = 1; θ) by PPO (BRiTE section 3.4; design section 4)."""
 
     kind = "brite_psi"
@@ -184,7 +189,7 @@ class RejectionParams(SamplingStageParams):
     max_samples: PositiveInt = Field(3000, description="until_hit: give a problem up after so many draws, and report it")
 
 
-class ThetaParams(StageParams):
+class ThetaParams(ModelStageParams):
     """θ-update: SFT of θ on (x, z, y*), loss on z and y only (BRiTE eq. 3.5)."""
 
     kind = "theta_sft"
@@ -217,7 +222,7 @@ class EvalParams(SamplingStageParams):
     reference_model: str = Field("", description="θ that scores log P(y*|x,z); empty: the evaluated model itself")
 
 
-class TinyBaseParams(StageParams):
+class TinyBaseParams(ModelStageParams):
     """The embedded base model, trained from scratch on the toy task."""
 
     kind = "tiny_base"
@@ -240,7 +245,7 @@ class TinyBaseParams(StageParams):
         return self
 
 
-class LimitsParams(StageParams):
+class LimitsParams(ModelStageParams):
     """The trial in which the base is not competent (docs/limits.md)."""
 
     kind = "limits"
@@ -249,6 +254,28 @@ class LimitsParams(StageParams):
     base_steps: PositiveInt = Field(400, description="optimiser steps (64 sequences each) that teach the base the two readings")
     psi_steps: PositiveInt = Field(112, description="policy updates of each ψ-PPO")
     beta: PositiveFloat = Field(0.1, description="β of reward (ii): a correct answer is worth 1/β nats")
+
+
+class TheoryParams(StageParams):
+    """The theorem on exact instances, and a census of random ones (theory.md; no language model)."""
+
+    kind = "theory"
+
+    prompts: PositiveInt = Field(4, description="|X| of the instance that is looked at")
+    rationales: PositiveInt = Field(6, description="|Z|")
+    answers: Annotated[int, Field(ge=2)] = Field(4, description="|Y|")
+    kernel: Literal["rbf", "linear", "tabular"] = Field("rbf", description="how the logits of points share information")
+    rank: PositiveInt | None = Field(8, description="features kept; null: all")
+    length_scale: PositiveFloat = Field(1.0, description="of the RBF kernel")
+    verifier: Literal["answer", "pair", "noisy", "soft"] = Field("answer", description="0/1 on y, 0/1 on (z, y), 5 % wrong, exp(R/β)")
+    beta: PositiveFloat = Field(1.0, description="β of the soft verifier")
+    ridge: NonNegativeFloat = Field(1e-2, description="λ of the penalty λ/2·‖θ‖²")
+    steps: PositiveInt = Field(60, description="EM iterations")
+    starts: PositiveInt = Field(12, description="Newton ascents when the best maximum is looked for")
+    guaranteed: PositiveInt = Field(40, description="instances per family on which the bound is asserted")
+    census: PositiveInt = Field(20, description="random instances on which it is only counted")
+    census_steps: PositiveInt = Field(3000, description="EM iterations at most for one of them")
+    processes: PositiveInt = Field(1, description="processes of the census")
 
 
 class ReportParams(Strict):
@@ -285,17 +312,22 @@ class Experiment(Strict):
     title: str = ""
     model: str = "assets/tiny-base"
     template: str | dict[str, Any] = "auto"
-    tasks: list[TaskParams] = Field(min_length=1)
+    tasks: list[TaskParams] = []
     seeds: list[NonNegativeInt] = Field([0], min_length=1)
-    methods: list[str] = Field(min_length=1)
+    methods: list[str] = []
     common: dict[str, Any] = Field({}, description="settings of every stage (device, answer_kind, max_rationale_tokens, …)")
     psi: dict[str, Any] = {}
     theta: dict[str, Any] = {}
     rejection: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
+    theory: dict[str, Any] | None = Field(None, description="run the theory notebook with these settings; {}: its defaults")
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        if self.theory is None or self.methods or self.tasks:
+            for field in ("methods", "tasks"):
+                if not getattr(self, field):
+                    raise ValueError(f"{field}: at least one is needed")
         for method in self.methods:
             if method not in METHODS:
                 raise ValueError(f"methods: {method!r} is unknown{suggestion(method, METHODS)}")

@@ -38,7 +38,8 @@ STYLE_COLOURS = dict(zip((*STYLES, "other", "unfinished"), (PALETTE[0], PALETTE[
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def styled() -> Iterator[None]:
+    """The style of all pictures, as a decorator or in a ``with``."""
     # Not plt.rc_context: the first figure loads Jupyter's backend, and that would be undone with the style.
     before = {name: plt.rcParams[name] for name in STYLE}
     plt.rcParams.update(STYLE)
@@ -54,7 +55,7 @@ def colour_of(method: str) -> Any:
     return colours.get(method, "black")
 
 
-@_styled()
+@styled()
 def training_curves(
     paths: str | Path | Sequence[str | Path] | Mapping[str, Sequence[str | Path]],
     names: Sequence[str],
@@ -87,10 +88,10 @@ def training_curves(
         ax.set(xlabel="step" if ax.get_subplotspec().is_last_row() else "", ylabel="")
     if len(groups) > 1:
         _legend(figure, colours)
-    return _finish(figure, title, path)
+    return finish(figure, title, path)
 
 
-@_styled()
+@styled()
 def result_bars(rows: Sequence[Mapping[str, Any]], metric: str = "pass@1", path: str | Path | None = None) -> Figure:
     """Accuracy of each method, one panel per benchmark: a bar, its 95 % interval, and with several seeds a dot for each.
 
@@ -117,10 +118,10 @@ def result_bars(rows: Sequence[Mapping[str, Any]], metric: str = "pass@1", path:
         _percent(ax, sparse=len(benchmarks) > 1)
         ax.grid(visible=False, axis="y")
     intervals = " or ".join(dict.fromkeys(row["ci"] for row in rows if row["ci_low"] is not None))
-    return _finish(figure, f"{metric}; line: 95 % interval ({intervals})" if intervals else metric, path)
+    return finish(figure, f"{metric}; line: 95 % interval ({intervals})" if intervals else metric, path)
 
 
-@_styled()
+@styled()
 def length_histogram(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: str | Path | None = None) -> Figure:
     """Lengths in tokens (``num_tokens``: rationale and answer), one line of panels per source, one column per benchmark (if rows have one).
 
@@ -148,10 +149,10 @@ def length_histogram(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: str
                 ax.set_ylabel(source, rotation=0, ha="right", va="center")
         grid[0, column].set_title(benchmark)
     figure.supxlabel("tokens of rationale and answer", fontsize=9)
-    return _finish(figure, "Length of the rationales", path)
+    return finish(figure, "Length of the rationales", path)
 
 
-@_styled()
+@styled()
 def style_shares(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: str | Path | None = None) -> Figure:
     """Share of each rationale style by source, one panel per benchmark. Only the embedded task has styles.
 
@@ -176,7 +177,7 @@ def style_shares(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: str | P
         ax.grid(visible=False)
     shown = set(table["style"])
     _legend(figure, {style: colour for style, colour in STYLE_COLOURS.items() if style in shown})
-    return _finish(figure, "Styles of the rationales", path)
+    return finish(figure, "Styles of the rationales", path)
 
 
 def _panels(count: int, columns: int, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
@@ -212,7 +213,8 @@ def _legend(figure: Figure, colours: Mapping[str, Any]) -> None:
     figure.legend(patches, list(colours), loc="outside lower center", ncols=min(len(colours), 6), frameon=False, handlelength=1, fontsize=9)
 
 
-def _finish(figure: Figure, title: str, path: str | Path | None) -> Figure:
+def finish(figure: Figure, title: str = "", path: str | Path | None = None) -> Figure:
+    """Title and save a figure, and see to it that a notebook shows it once."""
     if title:
         figure.suptitle(title, x=0.01, ha="left", wrap=True)
     if path is not None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from brite_lib.errors import InputError
 from brite_lib.lifeline import end_processes
-from brite_lib.params import PROJECT_ROOT, Experiment, load_experiment
+from brite_lib.params import PROJECT_ROOT, Experiment, ModelStageParams, load_experiment
 from brite_lib.stages import StageSpec, is_path, is_toy, plan, run_directory, token_bounds
 
 RESULT_COLUMNS = ("method", "benchmark", "metric", "k", "mean", "ci_low", "ci_high", "n_problems", "seconds")
@@ -56,7 +56,8 @@ def check_data(stages: list[StageSpec]) -> None:
     """
     from brite_lib.problems import load_problems
 
-    for data, split, limit in dict.fromkeys((spec.params.data, spec.params.split, spec.params.limit) for spec in stages):
+    with_data = [spec.params for spec in stages if isinstance(spec.params, ModelStageParams)]
+    for data, split, limit in dict.fromkeys((params.data, params.split, params.limit) for params in with_data):
         if is_toy(data) or is_path(data):
             load_problems(data, split, limit)
 
@@ -77,8 +78,10 @@ def run(path: Path, experiment: Experiment, stages: list[StageSpec], run_dir: Pa
     if code:
         print_failure(stages, run_dir, started, code)
         return 1
-    print_results(run_dir / "results.csv")
-    print(f"\nreport: {_shown(run_dir / 'report.html')}   ({time.time() - started:.0f} s)")
+    if experiment.methods:
+        print_results(run_dir / "results.csv")
+    made = [run_dir / "report.html"] if experiment.methods else [spec.directory / "notebook.ipynb" for spec in stages]
+    print(f"\nreport: {', '.join(map(_shown, made))}   ({time.time() - started:.0f} s)")
     return 0
 
 
@@ -114,7 +117,8 @@ def print_plan(experiment: Experiment, stages: list[StageSpec]) -> None:
         open_ended |= per_problem
     rows.append(("total", "", "", "", *(f"{total:,}{' + …' if open_ended else ''}" for total in totals)))
     print_table(rows)
-    print(f"then notebooks/06_report.ipynb writes {_shown(run_directory(experiment) / 'report.html')}")
+    if experiment.methods:
+        print(f"then notebooks/06_report.ipynb writes {_shown(run_directory(experiment) / 'report.html')}")
 
 
 def print_results(path: Path) -> None:

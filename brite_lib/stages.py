@@ -14,22 +14,30 @@ from brite_lib.params import (
     PROJECT_ROOT,
     EvalParams,
     Experiment,
+    ModelStageParams,
     PsiParams,
     RejectionParams,
     StageParams,
     TaskParams,
+    TheoryParams,
     ThetaParams,
     resolve_path,
     suggestion,
 )
 
-SECTIONS: dict[str, type[StageParams]] = {"psi": PsiParams, "theta": ThetaParams, "rejection": RejectionParams, "evaluation": EvalParams}
+SECTIONS: dict[str, type[ModelStageParams]] = {
+    "psi": PsiParams,
+    "theta": ThetaParams,
+    "rejection": RejectionParams,
+    "evaluation": EvalParams,
+}
 
 NOTEBOOKS = {
     "psi": "02_psi_ppo.ipynb",
     "theta": "03_theta_sft.ipynb",
     "evaluation": "05_evaluation.ipynb",
     "rejection": "10_rejection_sampling.ipynb",
+    "theory": "01_theory_rkhs.ipynb",
 }
 
 # method -> (stage whose rationales it learns, or None for human ones; human rationale style)
@@ -81,7 +89,7 @@ def plan(experiment: Experiment, where: str = "") -> list[StageSpec]:
         InputError: one sentence naming the file, the section and the key.
     """
     _check_sections(experiment, where)
-    model, model_files = _local_model(experiment.model, _join(where, "model"))
+    model, model_files = _local_model(experiment.model, _join(where, "model")) if experiment.tasks else ("", ())
     stages: list[StageSpec] = []
     for task in experiment.tasks:
         place = _join(where, f"tasks: {task.name}")
@@ -92,7 +100,7 @@ def plan(experiment: Experiment, where: str = "") -> list[StageSpec]:
             _check_style(method, data, place)
         for seed in experiment.seeds:
             stages += _task_stages(experiment, task, seed, model, model_files + data_files, model_files + test_files, where)
-    return stages
+    return stages + _theory_stages(experiment, where)
 
 
 def run_directory(experiment: Experiment) -> Path:
@@ -106,6 +114,8 @@ def token_bounds(params: StageParams) -> tuple[int, int, bool]:
     Returns:
         (generated, trained, per_problem): ``per_problem`` if the number of problems is unknown before the data is read.
     """
+    if not isinstance(params, ModelStageParams):
+        return 0, 0, False
     unknown = params.limit is None and not is_toy(params.data)
     problems = 1 if unknown else params.limit or 1000
     length = params.max_rationale_tokens + params.max_answer_tokens
@@ -189,6 +199,21 @@ def _task_stages(
         made_by = () if method == "base" else (method,)
         evaluated = f"{output_dir(method)}/model" if made_by else model
         add(f"eval_{method}", "evaluation", made_by, test_files, method=method, model=evaluated, **test)
+    return stages
+
+
+def _theory_stages(experiment: Experiment, where: str) -> list[StageSpec]:
+    if experiment.theory is None:
+        return []
+    if owned := next((name for name in ("stage", "output_dir", "seed") if name in experiment.theory), None):
+        raise InputError(f"{_join(where, 'theory')}: {owned}: is decided by the experiment's {OWNED[owned]}; set it there")
+    stages = []
+    for seed in experiment.seeds:
+        place = f"outputs/{experiment.name}/seed{seed}/theory"
+        values = experiment.theory | {"stage": "theory", "output_dir": place, "seed": seed}
+        params = TheoryParams.parse(values, where=_join(where, "theory"))
+        notebook = PROJECT_ROOT / "notebooks" / NOTEBOOKS["theory"]
+        stages.append(StageSpec(f"seed{seed}/theory", TheoryParams.kind, notebook, params, PROJECT_ROOT / place))
     return stages
 
 
