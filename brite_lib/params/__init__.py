@@ -1,0 +1,44 @@
+"""Typed parameters: one pydantic model per stage, and the experiment file that fills them.
+
+Nothing here imports torch: a wrong parameter must fail in a second, before a model is loaded. The field
+descriptions are the reference documentation of the settings; ``params/*.yaml`` and the first cell of every
+notebook use the same names. Symbols: ψ is the posterior Q(z|x), θ the language model (paper.md section 1).
+"""
+
+from brite_lib.params.base import PROJECT_ROOT, Strict, resolve_path, suggestion
+from brite_lib.params.experiment import METHODS, Experiment, TaskParams, load_experiment
+from brite_lib.params.sources_and_learners import PsiParams, RejectionParams, ThetaParams
+from brite_lib.params.stage import (
+    EvalParams,
+    LimitsParams,
+    LoraParams,
+    ModelStageParams,
+    ReportParams,
+    SamplingStageParams,
+    StageParams,
+    TheoryParams,
+    TinyBaseParams,
+)
+
+__all__ = [
+    "METHODS",
+    "PROJECT_ROOT",
+    "EvalParams",
+    "Experiment",
+    "LimitsParams",
+    "LoraParams",
+    "ModelStageParams",
+    "PsiParams",
+    "RejectionParams",
+    "ReportParams",
+    "SamplingStageParams",
+    "StageParams",
+    "Strict",
+    "TaskParams",
+    "TheoryParams",
+    "ThetaParams",
+    "TinyBaseParams",
+    "load_experiment",
+    "resolve_path",
+    "suggestion",
+]

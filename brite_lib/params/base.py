@@ -1,0 +1,87 @@
+"""What all parameters share: strict validation with one-sentence errors, number types and paths."""
+
+import difflib
+import json
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from brite_lib.errors import InputError
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+
+def _number(value: Any) -> Any:
+    """``"1e-5"`` (papermill's YAML 1.1) is a number, ``true`` is none."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+PositiveFloat = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, BeforeValidator(_number), Field(gt=0)]
+NonNegativeInt = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+
+
+def resolve_path(path: str | Path) -> Path:
+    """A path as given if it exists, else below the project root (a notebook's working directory varies)."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() or path.exists() else PROJECT_ROOT / path
+
+
+class Strict(BaseModel):
+    """Base of all parameters: unknown names are errors that suggest the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], where: str = "") -> Self:
+        """Validate ``values``.
+
+        Raises:
+            InputError: one sentence naming ``where``, the key and what is wrong with it.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError(_sentence(cls, error, where)) from None
+
+    def difference(self) -> dict[str, Any]:
+        """The settings that are not the default, ready for JSON."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def suggestion(name: str, known: Any) -> str:
+    """``"; did you mean 'steps'?"`` when a known name is near, else the known names."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else (f"; known: {', '.join(known)}" if known else "")
+
+
+def _sentence(cls: type[Strict], error: ValidationError, where: str) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        problem = f"is no parameter of {cls.__name__}{suggestion(str(first['loc'][-1]), _fields(cls, first['loc'][:-1]))}"
+    elif first["type"] == "missing":
+        problem = "is missing"
+    else:
+        problem = first["msg"].removeprefix("Value error, ")
+        if key:
+            problem += f" (got {json.dumps(first['input'], default=str)[:80]})"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return ": ".join(part for part in (where, key, problem) if part) + more
+
+
+def _fields(cls: type[Strict], place: tuple[int | str, ...]) -> Any:
+    """The names that are known at a place inside a nested mapping or list."""
+    for part in place:
+        if part in cls.model_fields:
+            inner = [cls.model_fields[part].annotation]
+            while inner and not (isinstance(inner[0], type) and issubclass(inner[0], Strict)):
+                inner = inner[1:] + list(typing.get_args(inner[0]))
+            cls = inner[0] if inner else cls
+    return cls.model_fields

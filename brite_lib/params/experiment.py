@@ -1,0 +1,83 @@
+"""The experiment file: methods × tasks × seeds, and the settings of each stage."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from brite_lib.errors import InputError
+from brite_lib.params.base import NonNegativeInt, PositiveInt, Strict, suggestion
+
+METHODS = ("base", "sft", "sft_careless", "sft_careful", "rs", "posterior", "brite_psi", "brite")
+
+
+class TaskParams(Strict):
+    """One benchmark of an experiment: where it trains and where it is evaluated."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="benchmark in results.json")
+    data: str = Field(description="training problems, as in the stages")
+    train_split: str = "train"
+    train_limit: PositiveInt | None = None
+    test_data: str = Field("", description="empty: the same data")
+    test_split: str = "test"
+    test_limit: PositiveInt | None = None
+
+
+class Experiment(Strict):
+    """A whole experiment file: methods × tasks × seeds, and the settings of each stage."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="outputs/<name>")
+    title: str = ""
+    model: str = "assets/tiny-base"
+    template: str | dict[str, Any] = "auto"
+    tasks: list[TaskParams] = Field([], description="benchmarks")
+    seeds: list[NonNegativeInt] = Field([0], min_length=1)
+    methods: list[str] = Field([], description="rows of the result table")
+    common: dict[str, Any] = Field({}, description="settings of every stage (device, answer_kind, max_rationale_tokens, …)")
+    psi: dict[str, Any] = Field({}, description="settings of ψ-PPO")
+    theta: dict[str, Any] = Field({}, description="settings of θ-SFT")
+    rejection: dict[str, Any] = Field({}, description="settings of rejection sampling")
+    evaluation: dict[str, Any] = Field({}, description="settings of evaluation")
+    theory: dict[str, Any] | None = Field(None, description="run the theory notebook with these settings; {}: its defaults")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.theory is None or self.methods or self.tasks:
+            for field in ("methods", "tasks"):
+                if not getattr(self, field):
+                    raise ValueError(f"{field}: at least one is needed")
+        for method in self.methods:
+            if method not in METHODS:
+                raise ValueError(f"methods: {method!r} is unknown{suggestion(method, METHODS)}")
+        for field in ("methods", "seeds"):
+            if len(set(getattr(self, field))) != len(getattr(self, field)):
+                raise ValueError(f"{field}: a value is listed twice")
+        if len({task.name for task in self.tasks}) != len(self.tasks):
+            raise ValueError("tasks: two have the same name")
+        return self
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Read and validate an experiment file (YAML 1.2, so ``1e-5`` is a number), all its stages included.
+
+    Raises:
+        InputError: one sentence naming the file and the key.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    from brite_lib.stages import plan
+
+    path = Path(path)
+    if not path.is_file():
+        near = suggestion(path.name, [p.name for p in path.parent.glob("*.yaml")])
+        raise InputError(f"{path}: no such experiment file{near}")
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must be a mapping of settings, found {type(values).__name__}")
+    experiment = Experiment.parse(values, where=str(path))
+    plan(experiment, where=str(path))  # the stage settings fail here, not after an hour
+    return experiment

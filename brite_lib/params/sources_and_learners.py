@@ -1,0 +1,85 @@
+"""Parameters of the rationale sources and the learners."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from brite_lib.params.base import Float, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from brite_lib.params.stage import LoraParams, ModelStageParams, SamplingStageParams
+
+
+class PsiParams(ModelStageParams):
+    """ψ-update: learn Q_ψ(z|x) ≈ P(z|x, y*, o = 1; θ) by PPO (BRiTE section 3.4; design section 4)."""
+
+    kind = "brite_psi"
+
+    reward: Literal["answer_likelihood", "verifier"] = Field(
+        "answer_likelihood", description="reward (i) log P(y*|x,z;θ), or (ii) R/β of a verifier on a sampled y"
+    )
+    beta: PositiveFloat = Field(1.0, description="β of reward (ii): a correct answer is worth 1/β nats")
+    kl_coef: NonNegativeFloat = Field(1.0, description="c; only c = 1 has the posterior as its optimum")
+    unfinished_reward: Float | None = Field(
+        None, description="reward of a rationale without an end; null: calibrated once (reward i) or 0 (reward ii)"
+    )
+    unfinished_margin: NonNegativeFloat = Field(5.0, description="nats below the lowest of the first 256 finished rewards")
+    advantage: Literal["gae", "rloo", "group"] = Field(
+        "rloo", description="gae: learned critic (the paper's PPO); rloo: leave-one-out mean; group: group mean"
+    )
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = Field(0.95, description="λ of GAE (γ is 1)")
+    scale_group_std: bool = Field(
+        False, description="divide a group's advantages by their standard deviation (GRPO does; biases the posterior)"
+    )
+    whiten_advantages: bool = Field(False, description="standardise advantages over the batch")
+    steps: PositiveInt = Field(112, description="policy updates: batches of fresh rationales")
+    prompts_per_step: PositiveInt = Field(32, description="problems per batch")
+    rationales_per_prompt: PositiveInt = Field(8, description="rationales sampled per problem")
+    epochs: PositiveInt = Field(1, description="passes over a batch (the clipped objective matters from the second on)")
+    minibatches: PositiveInt = Field(1, description="optimiser steps per pass")
+    micro_batch_size: PositiveInt = Field(256, description="sequences per forward-backward pass")
+    learning_rate: PositiveFloat = Field(2e-4, description="AdamW, policy")
+    value_learning_rate: PositiveFloat = Field(1e-3, description="AdamW, value head (gae)")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after warm-up")
+    warmup_steps: NonNegativeInt = Field(0, description="updates of linear warm-up")
+    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW, policy")
+    clip: PositiveFloat = Field(0.2, description="ε of the clipped objective")
+    max_grad_norm: PositiveFloat = Field(1.0, description="gradient norm is clipped to this")
+    lora: LoraParams | None = Field(None, description="train adapters; null: all weights")
+    save_steps: PositiveInt = Field(25, description="checkpoint every so many updates")
+    samples: PositiveInt = Field(1, description="rationales drawn from Q for every training problem at the end")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.advantage != "gae" and self.rationales_per_prompt < 2:
+            raise ValueError(f"rationales_per_prompt must be at least 2 for advantage: {self.advantage}, or use advantage: gae")
+        if self.minibatches > self.prompts_per_step * self.rationales_per_prompt:
+            raise ValueError("minibatches must not exceed prompts_per_step × rationales_per_prompt")
+        return self
+
+
+class RejectionParams(SamplingStageParams):
+    """Rejection sampling: N rationales per problem from θ, one random correct one kept (paper.md section 1.6)."""
+
+    kind = "rs_sampling"
+
+    samples: PositiveInt = Field(30, description="N, rationales per problem (the paper's 30)")
+    until_hit: bool = Field(False, description="go on in rounds of N until every problem has a hit: draws from the posterior exactly")
+    max_samples: PositiveInt = Field(3000, description="until_hit: give a problem up after so many draws, and report it")
+
+
+class ThetaParams(ModelStageParams):
+    """θ-update: SFT of θ on (x, z, y*), loss on z and y only (BRiTE eq. 3.5)."""
+
+    kind = "theta_sft"
+
+    rationales: str = Field("human", description="a rationales.parquet, or 'human' for the data's own rationales")
+    correct_only: bool = Field(False, description="leave out rationales whose sampled answer was judged wrong")
+    epochs: PositiveFloat = Field(4, description="passes over the rationales")
+    train_batch_size: PositiveInt = Field(32, description="sequences per optimiser step")
+    micro_batch_size: PositiveInt = Field(32, description="sequences per forward-backward pass")
+    learning_rate: PositiveFloat = Field(5e-4, description="AdamW")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="after warm-up")
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of the steps used for warm-up")
+    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW")
+    max_grad_norm: PositiveFloat = Field(1.0, description="gradient norm is clipped to this")
+    lora: LoraParams | None = Field(None, description="train adapters; null: all weights")
+    save_steps: PositiveInt = Field(50, description="checkpoint every so many optimiser steps")
