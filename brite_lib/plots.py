@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
 from brite_lib.files import atomic_path
-from brite_lib.params import METHODS
+from brite_lib.params import METHODS, method_order
 from brite_lib.problems.toy import STYLES, style_of
 from brite_lib.records import read_metrics
 
@@ -52,7 +52,7 @@ def styled() -> Iterator[None]:
 def colour_of(method: str) -> Any:
     """The colour of a method in every picture; grey for the base model, black for a method without one."""
     colours = {"base": GREY, **dict(zip(METHODS[1:], (PALETTE[i] for i in (9, 9, 6, 1, 2, 4, 0)), strict=False))}
-    return colours.get(method, "black")
+    return colours.get(method.partition("_round")[0], "black")
 
 
 @styled()
@@ -74,7 +74,7 @@ def training_curves(
     groups = paths if isinstance(paths, Mapping) else {"": [paths] if isinstance(paths, str | Path) else paths}
     lines = [(label, line) for label, files in groups.items() for file in files for line in read_metrics(file)]
     figure, axes = _panels(len(names), columns=3, height=1.9)
-    colours = {label: colour_of(label) if label in METHODS else PALETTE[i % 10] for i, label in enumerate(groups)}
+    colours = {label: colour_of(label) if method_order(label)[0] < len(METHODS) else PALETTE[i % 10] for i, label in enumerate(groups)}
     for ax, name in zip(axes, names, strict=True):
         logged = [{"run": label, "step": line["step"], "value": line[name]} for label, line in lines if line.get(name) is not None]
         ax.set_title(name)
@@ -204,8 +204,7 @@ def _table(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, *columns: str) -> p
 
 def _ordered(sources: pd.Series) -> list[str]:
     """Methods in the order of the result table, then the others as they come."""
-    found = list(sources.unique())
-    return sorted(found, key=lambda name: (METHODS.index(name) if name in METHODS else len(METHODS), found.index(name)))
+    return sorted(sources.unique(), key=lambda name: method_order(name)[:2])
 
 
 def _legend(figure: Figure, colours: Mapping[str, Any]) -> None:

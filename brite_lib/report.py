@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from brite_lib import plots
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text
-from brite_lib.params import METHODS, resolve_path
+from brite_lib.params import method_order, resolve_path
 from brite_lib.records import read_metrics, read_record
 from brite_lib.results import collect
 from brite_lib.stages import is_toy
@@ -307,8 +307,7 @@ def _predictions(
 def _logged(run: Run, setting: str) -> dict[str, dict[str, list[Path]]]:
     """The metrics files of stages that have a setting, by task (empty if the run has only one) and stage, one per seed."""
     found: dict[str, dict[str, list[Path]]] = {}
-    order = {method: place for place, method in enumerate(METHODS)}
-    for key, record in sorted(run.records.items(), key=lambda item: order.get(item[1]["stage"], len(order))):
+    for key, record in sorted(run.records.items(), key=lambda item: method_order(item[1]["stage"])[:2]):
         path, stage = run.dir / key / "metrics.jsonl", record["stage"]
         if setting in record["params"] and path.is_file():
             task = Path(key).name.removesuffix(stage).rstrip(".")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_path, atomic_write_text
-from brite_lib.params import METHODS, resolve_path
+from brite_lib.params import method_order, resolve_path
 from brite_lib.records import checked_digest, read_record
 from brite_lib.stats import bootstrap_ci, majority_at_k, pass_at_k, t_interval
 from brite_lib.tables import read_predictions
@@ -148,9 +148,8 @@ def _training_cost(evaluation: Path, run_dir: Path) -> dict[str, float]:
 
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:
-    method, metric = row["method"], row["metric"]
-    rank = METHODS.index(method) if method in METHODS else len(METHODS)
-    return row["benchmark"], rank, method, METRIC_ORDER.index(metric) if metric in METRIC_ORDER else len(METRIC_ORDER), row["k"]
+    metric = METRIC_ORDER.index(row["metric"]) if row["metric"] in METRIC_ORDER else len(METRIC_ORDER)
+    return row["benchmark"], method_order(row["method"]), metric, row["k"]
 
 
 def _number(value: float) -> float | None:

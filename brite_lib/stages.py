@@ -1,7 +1,7 @@
 """From an experiment to its stages: which notebook runs with which parameters after which other stages.
 
-This is the only place that knows the methods (design section 6). The Snakefile, ``make plan`` and the validation of
-an experiment file all read the list that :func:`plan` returns. Nothing here imports torch.
+The Snakefile, ``make plan`` and the validation of an experiment file all read the list that :func:`plan` returns; what
+the methods are made of stands in :mod:`brite_lib.pipelines`. Nothing here imports torch.
 """
 
 import os
@@ -24,6 +24,7 @@ from brite_lib.params import (
     resolve_path,
     suggestion,
 )
+from brite_lib.pipelines import HUMAN_STYLES, evaluated, steps_of
 
 SECTIONS: dict[str, type[ModelStageParams]] = {
     "psi": PsiParams,
@@ -40,22 +41,12 @@ NOTEBOOKS = {
     "theory": "01_theory_rkhs.ipynb",
 }
 
-# method -> (stage whose rationales it learns, or None for human ones; human rationale style)
-SFT_METHODS = {
-    "sft": (None, ""),
-    "sft_careless": (None, "careless"),
-    "sft_careful": (None, "careful"),
-    "rs": ("rs_sampling", ""),
-    "posterior": ("posterior_sampling", ""),
-    "brite": ("brite_psi", ""),
-}
-
 # What the experiment's own fields decide; a section that sets one of these would break the plan.
 OWNED = {
     "stage": "the plan",
     "output_dir": "name",
     "seed": "seeds",
-    "round": "the plan",
+    "round": "rounds",
     "model": "model",
     "reference_model": "model",
     "template": "template",
@@ -164,10 +155,12 @@ def _task_stages(
     def output_dir(stage: str) -> str:
         return f"outputs/{experiment.name}/seed{seed}/{prefix}{stage}"
 
-    def add(stage: str, section: str, inputs: tuple[str, ...], sources: tuple[Path, ...], **fields: Any) -> None:
+    def add(stage: str, section: str, sources: tuple[Path, ...], fields: dict[str, Any]) -> None:
         cls = SECTIONS[section]
+        made = {name: value[1:].split("/", 1) for name, value in fields.items() if isinstance(value, str) and value.startswith("@")}
         own = {"stage": stage, "output_dir": output_dir(stage), "seed": seed, "template": experiment.template}
-        values = _known(experiment.common, cls) | getattr(experiment, section) | own | fields
+        own |= fields | {name: f"{output_dir(step)}/{file}" for name, (step, file) in made.items()}
+        values = _known(experiment.common, cls) | getattr(experiment, section) | own
         stages.append(
             StageSpec(
                 key=f"seed{seed}/{prefix}{stage}",
@@ -175,30 +168,21 @@ def _task_stages(
                 notebook=PROJECT_ROOT / "notebooks" / NOTEBOOKS[section],
                 params=cls.parse(values, where=_join(where, section)),
                 directory=PROJECT_ROOT / output_dir(stage),
-                inputs=tuple(f"seed{seed}/{prefix}{name}" for name in inputs),
+                inputs=tuple(dict.fromkeys(f"seed{seed}/{prefix}{step}" for step, _ in made.values())),
                 sources=sources,
             )
         )
 
-    methods = set(experiment.methods)
     train = {"model": model, "data": task.data, "split": task.train_split, "limit": task.train_limit}
-    if "rs" in methods:
-        add("rs_sampling", "rejection", (), train_files, until_hit=False, **train)
-    if "posterior" in methods:
-        add("posterior_sampling", "rejection", (), train_files, until_hit=True, **train)
-    if methods & {"brite_psi", "brite"}:
-        add("brite_psi", "psi", (), train_files, **train)
-    for method in experiment.methods:
-        if method in SFT_METHODS:
-            source, style = SFT_METHODS[method]
-            rationales = f"{output_dir(source)}/rationales.parquet" if source else "human"
-            data = f"{task.data}:{style}" if style else task.data
-            add(method, "theta", (source,) if source else (), train_files, **(train | {"rationales": rationales, "data": data}))
+    steps = {step.name: step for method in experiment.methods for step in steps_of(method, experiment)}
+    for step in steps.values():
+        fields = train | step.fields
+        style = fields.pop("style", "")
+        add(step.name, step.section, train_files, fields | ({"data": f"{task.data}:{style}"} if style else {}))
     test = {"data": task.test_data, "split": task.test_split, "limit": task.test_limit, "reference_model": model, "benchmark": task.name}
-    for method in experiment.methods:
-        made_by = () if method == "base" else (method,)
-        evaluated = f"{output_dir(method)}/model" if made_by else model
-        add(f"eval_{method}", "evaluation", made_by, test_files, method=method, model=evaluated, **test)
+    for name in dict.fromkeys(name for method in experiment.methods for name in evaluated(method, experiment)):
+        made_by = model if name == "base" else f"@{name}/model"
+        add(f"eval_{name}", "evaluation", test_files, {**test, "method": name, "model": made_by})
     return stages
 
 
@@ -234,7 +218,7 @@ def _check_sections(experiment: Experiment, where: str) -> None:
 
 
 def _check_style(method: str, data: str, where: str) -> None:
-    style = SFT_METHODS.get(method, (None, ""))[1]
+    style = HUMAN_STYLES.get(method, "")
     if style and not is_toy(data):
         raise InputError(f"{where}: method {method} needs the toy task, whose {style} rationales are known, not {data!r}; use sft")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from brite_lib.errors import InputError
 from brite_lib.params import METHODS, PROJECT_ROOT, EvalParams, Experiment, PsiParams, RejectionParams, ThetaParams
 from brite_lib.stages import is_path, plan, run_directory, token_bounds
 
@@ -147,3 +148,34 @@ def test_the_committed_experiments_are_valid(path):
     experiment = load_experiment(path)
     assert experiment.name == path.stem
     assert run_directory(experiment) == PROJECT_ROOT / "outputs" / path.stem
+
+
+def test_rounds_pass_the_model_on():
+    stages = by_name(make(methods=["brite_psi", "brite"], rounds=3))
+    model = "outputs/x/seed0/brite_round2/model"
+    psi, theta = stages["seed0/brite_psi_round3"], stages["seed0/brite_round3"]
+    assert (psi.params.model, psi.inputs, psi.params.round) == (model, ("seed0/brite_round2",), 3)
+    assert theta.params.rationales == "outputs/x/seed0/brite_psi_round3/rationales.parquet"
+    assert theta.params.model == model
+    assert set(theta.inputs) == {"seed0/brite_psi_round3", "seed0/brite_round2"}
+    rows = [spec.params.method for spec in stages.values() if isinstance(spec.params, EvalParams)]
+    assert rows == ["brite_psi", "brite_psi_round2", "brite_psi_round3", "brite", "brite_round2", "brite_round3"]
+
+
+def test_theta_may_restart_from_the_base_while_q_goes_on():
+    stages = by_name(make(methods=["brite"], rounds=2, theta_from="base"))
+    assert stages["seed0/brite_psi_round2"].params.model == "outputs/x/seed0/brite/model"
+    assert stages["seed0/brite_round2"].params.model == "org/model"
+    assert stages["seed0/brite_round2"].inputs == ("seed0/brite_psi_round2",)
+
+
+def test_the_last_q_needs_no_further_theta():
+    assert set(by_name(make(methods=["brite_psi"], rounds=2))) == {
+        "seed0/brite_psi", "seed0/brite", "seed0/brite_psi_round2", "seed0/eval_brite_psi", "seed0/eval_brite_psi_round2",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("rounds", [0, -1, 1.5])
+def test_bad_rounds_are_one_sentence(rounds):
+    with pytest.raises(InputError, match="rounds: "):
+        make(rounds=rounds)

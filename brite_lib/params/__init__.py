@@ -6,7 +6,7 @@ notebook use the same names. Symbols: ψ is the posterior Q(z|x), θ the languag
 """
 
 from brite_lib.params.base import PROJECT_ROOT, Strict, resolve_path, suggestion
-from brite_lib.params.experiment import METHODS, Experiment, TaskParams, load_experiment
+from brite_lib.params.experiment import METHODS, Experiment, TaskParams, load_experiment, method_order
 from brite_lib.params.sources_and_learners import PsiParams, RejectionParams, ThetaParams
 from brite_lib.params.stage import (
     EvalParams,
@@ -39,6 +39,7 @@ __all__ = [
     "ThetaParams",
     "TinyBaseParams",
     "load_experiment",
+    "method_order",
     "resolve_path",
     "suggestion",
 ]

@@ -1,7 +1,7 @@
 """The experiment file: methods × tasks × seeds, and the settings of each stage."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,12 @@ from brite_lib.errors import InputError
 from brite_lib.params.base import NonNegativeInt, PositiveInt, Strict, suggestion
 
 METHODS = ("base", "sft", "sft_careless", "sft_careful", "rs", "posterior", "brite_psi", "brite")
+
+
+def method_order(name: str) -> tuple[int, int, str]:
+    """Sort key of a row of the result table: the order of ``METHODS``, ``x_round2`` after ``x``, unknown ones last."""
+    method, _, number = name.partition("_round")
+    return METHODS.index(method) if method in METHODS else len(METHODS), int(number) if number.isdigit() else 1, name
 
 
 class TaskParams(Strict):
@@ -33,6 +39,10 @@ class Experiment(Strict):
     tasks: list[TaskParams] = Field([], description="benchmarks")
     seeds: list[NonNegativeInt] = Field([0], min_length=1)
     methods: list[str] = Field([], description="rows of the result table")
+    rounds: PositiveInt = Field(1, description="EM rounds T of the methods that have them: θ_t → Q_t → θ_{t+1} → …")
+    theta_from: Literal["previous", "base"] = Field(
+        "previous", description="what the θ-update of round t starts from: θ_t, or the base model (the paper does not say)"
+    )
     common: dict[str, Any] = Field({}, description="settings of every stage (device, answer_kind, max_rationale_tokens, …)")
     psi: dict[str, Any] = Field({}, description="settings of ψ-PPO")
     theta: dict[str, Any] = Field({}, description="settings of θ-SFT")
