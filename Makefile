@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test run plan lab lint clean
+.PHONY: help demo test run plan lab lint bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ lab: .venv/.installed  ## JupyterLab on the notebooks
 lint: .venv/.installed-dev  ## ruff, also over the notebooks, and no outputs in them
 	$(BIN)/ruff check .
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+bench: .venv/.installed  ## benchmarks: ratios measured in one run each
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean:  ## delete all runs and caches; keeps .venv
 	rm -rf outputs .pytest_cache .ruff_cache .hypothesis build *.egg-info
