@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from brite_lib.errors import InputError
 from brite_lib.models import attach_lora
-from brite_lib.params import ThetaParams
+from brite_lib.params import DpoParams, ThetaParams
 from brite_lib.template import RationaleTemplate
 
 
@@ -77,14 +77,14 @@ def rationale_sft(
         model = attach_lora(model, params.lora)
     tuned = SFTTrainer(
         model=model,
-        args=_config(params, checkpoints),
+        args=SFTConfig(**trainer_settings(params, checkpoints), dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=dataset,
         processing_class=template.tokenizer,
-        callbacks=[_Logger(log)] if log else None,
+        callbacks=[TrainerLog(log)] if log else None,
     )
     tuned.remove_callback(PrinterCallback)
-    result = tuned.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
-    vars(tuned.model).pop("forward", None)  # accelerate's wrapper is tied to this model: a copy would compute with its weights
+    result = tuned.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    plain_forward(tuned.model)
     targets = sum(sum(label != -100 for label in row["labels"]) for row in dataset)
     losses = [entry["loss"] for entry in tuned.state.log_history if "loss" in entry]
     return tuned.model, {
@@ -96,11 +96,17 @@ def rationale_sft(
 
 def resume_step(checkpoints: str | Path) -> int:
     """The optimiser step that :func:`rationale_sft` will resume from, -1 for a fresh start."""
-    newest = _last_checkpoint(checkpoints)
+    newest = last_checkpoint(checkpoints)
     return int(newest.rpartition("-")[2]) if newest else -1
 
 
-def _last_checkpoint(checkpoints: str | Path) -> str | None:
+def plain_forward(model: nn.Module) -> None:
+    """Take off the wrappers of accelerate and TRL: they are tied to this model, so a copy of it would compute with its weights."""
+    for module in model.modules():
+        vars(module).pop("forward", None)
+
+
+def last_checkpoint(checkpoints: str | Path) -> str | None:
     """The newest whole checkpoint; a torn one is removed. The trainer writes trainer_state.json last."""
     while Path(checkpoints).is_dir() and (newest := get_last_checkpoint(str(checkpoints))):
         if (Path(newest) / "trainer_state.json").is_file():
@@ -109,34 +115,34 @@ def _last_checkpoint(checkpoints: str | Path) -> str | None:
     return None
 
 
-def _config(params: ThetaParams, checkpoints: str | Path) -> SFTConfig:
-    return SFTConfig(
-        output_dir=str(checkpoints),
-        num_train_epochs=params.epochs,
-        per_device_train_batch_size=min(params.micro_batch_size, params.train_batch_size),
-        gradient_accumulation_steps=max(1, params.train_batch_size // params.micro_batch_size),
-        learning_rate=params.learning_rate,
-        lr_scheduler_type=params.lr_schedule,
-        warmup_steps=params.warmup_ratio,
-        weight_decay=params.weight_decay,
-        max_grad_norm=params.max_grad_norm,
-        seed=params.seed,
-        save_steps=params.save_steps,
-        save_total_limit=1,
-        logging_steps=1,
-        max_length=None,
-        bf16=params.dtype == "bfloat16",
-        use_cpu=params.device == "cpu" or not torch.cuda.is_available(),
-        report_to="none",
-        disable_tqdm=True,
-        gradient_checkpointing=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
+def trainer_settings(params: ThetaParams | DpoParams, checkpoints: str | Path) -> dict[str, Any]:
+    """What TRL's configurations of SFT and DPO have in common: nothing truncated, nothing re-tokenised, every step logged."""
+    return {
+        "output_dir": str(checkpoints),
+        "num_train_epochs": params.epochs,
+        "per_device_train_batch_size": min(params.micro_batch_size, params.train_batch_size),
+        "gradient_accumulation_steps": max(1, params.train_batch_size // params.micro_batch_size),
+        "learning_rate": params.learning_rate,
+        "lr_scheduler_type": params.lr_schedule,
+        "warmup_steps": params.warmup_ratio,
+        "weight_decay": params.weight_decay,
+        "max_grad_norm": params.max_grad_norm,
+        "seed": params.seed,
+        "save_steps": params.save_steps,
+        "save_total_limit": 1,
+        "logging_steps": 1,
+        "max_length": None,
+        "bf16": params.dtype == "bfloat16",
+        "use_cpu": params.device == "cpu" or not torch.cuda.is_available(),
+        "report_to": "none",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+    }
 
 
-class _Logger(TrainerCallback):
+class TrainerLog(TrainerCallback):
     """Hands the trainer's logs to the stage record."""
 
     def __init__(self, log: Callable[..., None]):

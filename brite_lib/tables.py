@@ -1,4 +1,4 @@
-"""The two tables that stages exchange (design section 6), as parquet with a checked schema."""
+"""The tables that stages exchange or keep (design section 6), as parquet with a checked schema."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +59,31 @@ PREDICTIONS = pa.schema(
     ]
 )
 
+PAIRS = pa.schema(
+    [
+        _column("id", pa.string(), nullable=False),
+        _column("question", pa.string(), nullable=False),
+        _column("gold", pa.string(), nullable=False),
+        _column("source", pa.string(), nullable=False),  # who sampled both
+        _column("round", pa.int32(), nullable=False),
+        _column("num_samples", pa.int32(), nullable=False),  # drawn for this problem
+        _column("num_correct", pa.int32(), nullable=False),  # of them
+        _column("prompt_ids", _IDS, nullable=False),
+        *(
+            _column(f"{side}_{name}", kind, nullable)
+            for side in ("chosen", "rejected")
+            for name, kind, nullable in (
+                ("rationale", pa.string(), False),
+                ("answer_text", pa.string(), True),  # null: unfinished, no y was sampled
+                ("finished", pa.bool_(), False),
+                ("sample", pa.int32(), False),
+                ("rationale_ids", _IDS, False),
+                ("answer_ids", _IDS, False),
+            )
+        ),
+    ]
+)
+
 
 def write_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: str | Path) -> None:
     """Write rows as parquet, atomically; a nullable column that a row lacks becomes null.
@@ -96,6 +121,11 @@ def read_rationales(path: str | Path) -> list[dict[str, Any]]:
 def read_predictions(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a ``predictions.parquet``; errors as in :func:`read_rationales`."""
     return _read(path, PREDICTIONS)
+
+
+def read_pairs(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a ``pairs.parquet``; errors as in :func:`read_rationales`."""
+    return _read(path, PAIRS)
 
 
 def _read(path: str | Path, schema: pa.Schema) -> list[dict[str, Any]]:

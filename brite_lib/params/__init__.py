@@ -6,6 +6,7 @@ notebook use the same names. Symbols: ψ is the posterior Q(z|x), θ the languag
 """
 
 from brite_lib.params.base import PROJECT_ROOT, Strict, resolve_path, suggestion
+from brite_lib.params.dpo import DpoParams
 from brite_lib.params.experiment import METHODS, Experiment, TaskParams, load_experiment, method_order
 from brite_lib.params.sources_and_learners import PsiParams, RejectionParams, ThetaParams
 from brite_lib.params.stage import (
@@ -23,6 +24,7 @@ from brite_lib.params.stage import (
 __all__ = [
     "METHODS",
     "PROJECT_ROOT",
+    "DpoParams",
     "EvalParams",
     "Experiment",
     "LimitsParams",

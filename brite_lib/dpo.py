@@ -1,0 +1,173 @@
+"""Latent DPO: preferences between samples (z, y) of one problem, thin over TRL's DPOTrainer (BRiTE eq. 3.6)."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+from transformers import PrinterCallback
+from trl import DPOConfig, DPOTrainer
+
+from brite_lib.errors import InputError
+from brite_lib.files import atomic_write_text
+from brite_lib.models import attach_lora, load_policy, load_tokenizer
+from brite_lib.params import DpoParams
+from brite_lib.rollouts import generate, sample_seed
+from brite_lib.sft import TrainerLog, last_checkpoint, plain_forward, trainer_settings
+from brite_lib.tables import PAIRS, read_pairs, write_table
+from brite_lib.template import RationaleTemplate
+
+SHARED = ("id", "question", "gold", "source", "round", "prompt_ids")
+OF_EACH = ("rationale", "answer_text", "finished", "sample", "rationale_ids", "answer_ids")
+
+
+def draw_pairs(
+    problems: Sequence[dict[str, Any]], template: RationaleTemplate, params: DpoParams, directory: str | Path
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Sample N times per problem from the sampler, and :func:`make_pairs`; done once and kept in ``directory``.
+
+    Args:
+        directory: where an interrupted run of the same parameters and inputs left ``pairs.parquet``, if it came so far.
+
+    Raises:
+        InputError: if the sampler has other tokens than the model, or no problem has a contrast.
+    """
+    table, report_path = Path(directory) / "pairs.parquet", Path(directory) / "pairs.json"
+    if not table.is_file():
+        if params.sampler and load_tokenizer(params.sampler).get_vocab() != template.tokenizer.get_vocab():
+            raise InputError(f"sampler: {params.sampler} has another vocabulary than {params.model}, so its samples would mean other texts")
+        sampler = load_policy(params.sampler or params.model, device=params.device, dtype=params.dtype)
+        seed = sample_seed(params.seed, "dpo", params.round)
+        samples = generate(
+            sampler, problems, template, params.samples, params.temperature, params.max_rationale_tokens + params.max_answer_tokens,
+            seed=seed, max_rationale_tokens=params.max_rationale_tokens, max_answer_tokens=params.max_answer_tokens,
+            answer_kind=params.answer_kind, source=params.stage, round=params.round, batch_size=params.batch_size,
+        )  # fmt: skip
+        pairs, report = make_pairs(samples.to_list(), seed)
+        atomic_write_text(report_path, json.dumps(report))
+        write_table(pairs, PAIRS, table)  # last: with it all is there
+    return read_pairs(table), json.loads(report_path.read_text(encoding="utf-8"))
+
+
+def make_pairs(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """One random correct and one random incorrect sample of each problem that has both (the authors' rule, paper.md section 1.6).
+
+    An unfinished sample is an incorrect one: it has no answer, and the log-probability of what was sampled of it is as well
+    defined as any other. The draw has a seed of its own for each problem, so it does not depend on which others there are.
+
+    Args:
+        rows: judged samples as :func:`brite_lib.rollouts.generate` makes them.
+
+    Returns:
+        rows of ``pairs.parquet``, and a report: ``problems``, ``pairs``, ``all_correct`` and ``all_wrong`` (problems without a
+        contrast), ``draws``, ``tokens``, ``correct`` and ``finished`` (shares of all draws).
+
+    Raises:
+        InputError: if a row is not judged, or no problem has a contrast.
+    """
+    problems: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
+    for number, row in enumerate(rows, start=1):
+        if row["correct"] is None:
+            raise InputError(f"samples: row {number}: correct: is null, and what was not judged can't be preferred")
+        right, wrong = problems.setdefault(row["id"], ([], []))
+        (right if row["correct"] else wrong).append(row)
+    report = {
+        "problems": len(problems),
+        "pairs": sum(bool(right and wrong) for right, wrong in problems.values()),
+        "all_correct": sum(not wrong for _, wrong in problems.values()),
+        "all_wrong": sum(not right for right, _ in problems.values()),
+        "draws": len(rows),
+        "tokens": sum(row["num_tokens"] for row in rows),
+        "correct": sum(row["correct"] for row in rows) / max(1, len(rows)),
+        "finished": sum(row["finished"] for row in rows) / max(1, len(rows)),
+    }
+    if not report["pairs"]:
+        raise InputError(
+            f"samples: none of {len(problems)} problems has both a correct and an incorrect sample ({report['all_correct']} have only "
+            f"correct, {report['all_wrong']} only incorrect ones), so there is no pair to learn from; raise samples or change the data"
+        )
+    return [_pair(right, wrong, seed) for right, wrong in problems.values() if right and wrong], report
+
+
+def rationale_dpo(
+    model: nn.Module,
+    pairs: Sequence[dict[str, Any]],
+    template: RationaleTemplate,
+    params: DpoParams,
+    checkpoints: str | Path,
+    log: Callable[..., None] | None = None,
+) -> tuple[nn.Module, dict[str, float]]:
+    """Minimise −log σ(β[log Q/P(z⁺,y⁺|x) − log Q/P(z⁻,y⁻|x)]), Q the learning model, P the model as it comes in.
+
+    Each log-probability is a sum over the sampled tokens of z, boundary and y with its end token. P is a frozen copy, or with LoRA
+    the model with the adapter off; adapters that the model carries are merged first. Resumes from the newest checkpoint below
+    ``checkpoints``, for which ``model`` must be the one that the interrupted run started from.
+
+    Args:
+        pairs: rows of ``pairs.parquet``.
+        log: called as ``log(step, loss=…, …)``; ``rewards/margins`` is β times the bracket in nats, ``rewards/accuracies`` the
+            share of pairs in which it is positive, both means over the step's pairs before its update.
+
+    Returns:
+        the trained model and metrics: ``loss``, ``reward_margin``, ``reward_accuracy`` (of the last step), ``steps``,
+        ``tokens_trained``.
+    """
+    if params.lora:
+        torch.manual_seed(params.seed)  # of the adapter's first weights
+        model = attach_lora(model, params.lora)
+    elif isinstance(model, PeftModel):
+        model = model.merge_and_unload().requires_grad_(True)  # PEFT froze them
+    dataset = Dataset.from_list([_token_ids(pair) for pair in pairs])
+    tuned = _ReadyTokens(
+        model=model,
+        ref_model=None if params.lora else deepcopy(model),
+        args=DPOConfig(**trainer_settings(params, checkpoints), beta=params.beta),
+        train_dataset=dataset,
+        processing_class=template.tokenizer,
+        callbacks=[TrainerLog(log)] if log else None,
+    )
+    if params.lora:
+        tuned.model.delete_adapter("ref")  # TRL's copy of the new adapter; without it the reference is the adapter off, which is the same
+    tuned.remove_callback(PrinterCallback)
+    result = tuned.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    plain_forward(tuned.model)
+    last = [entry for entry in tuned.state.log_history if "loss" in entry][-1]
+    return tuned.model, {
+        "loss": last["loss"],
+        "reward_margin": last["rewards/margins"],
+        "reward_accuracy": last["rewards/accuracies"],
+        "steps": result.global_step,
+        "tokens_trained": round(sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in dataset) * params.epochs),
+    }
+
+
+class _ReadyTokens(DPOTrainer):
+    """DPOTrainer on columns that hold token ids: TRL 1.16 would look for texts and tokenise them."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        return dataset
+
+
+def _pair(right: list[dict[str, Any]], wrong: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    draw = random.Random(sample_seed(seed, "pair", right[0]["id"]))
+    chosen, rejected = draw.choice(right), draw.choice(wrong)
+    return {
+        **{name: chosen[name] for name in SHARED},
+        "num_samples": len(right) + len(wrong),
+        "num_correct": len(right),
+        **{f"chosen_{name}": chosen[name] for name in OF_EACH},
+        **{f"rejected_{name}": rejected[name] for name in OF_EACH},
+    }
+
+
+def _token_ids(pair: dict[str, Any]) -> dict[str, list[int]]:
+    """The columns that TRL's collator reads; the completion is z with its boundary and y with its end token, as sampled."""
+    return {"prompt_ids": pair["prompt_ids"]} | {
+        f"{side}_ids": [*pair[f"{side}_rationale_ids"], *pair[f"{side}_answer_ids"]] for side in ("chosen", "rejected")
+    }

@@ -1,0 +1,119 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 04 · DPO: learning from pairs
+#
+# Another learner on samples: not "make right thinking likely", but "make it likelier than wrong thinking". Of $N$ samples
+# $(z, y)$ of a problem one random correct one $(z^+, y^+)$ and one random incorrect one $(z^-, y^-)$ make a pair, and latent DPO
+# (equation 3.6) minimises
+# $$-\log \sigma\Big(\beta \log \tfrac{Q(z^+, y^+ \mid x)}{P(z^+, y^+ \mid x)} - \beta \log \tfrac{Q(z^-, y^- \mid x)}{P(z^-, y^- \mid x)}\Big)$$
+# with $P$ the model before and $Q$ the model that learns. *Iterative DPO* draws the pairs from the model itself, again in every
+# iteration; *BRiTE-DPO* draws them from a $Q_\psi$ that ψ-PPO has learned first (`sampler`). A problem that the sampler always
+# or never solves has no contrast and teaches nothing: those are counted.
+
+# %% tags=["parameters"]
+stage: str = ""  # name of the stage in its record; empty: the notebook's own
+output_dir: str = "outputs/scratch/dpo"  # where the stage writes
+seed: int = 0  # the one seed of the stage
+round: int = 1  # iteration that the stage belongs to
+model: str = "assets/tiny-base"  # θ that learns and is the reference: a Hugging Face model directory or hub name
+template: str | dict = "auto"  # how z and y are written: auto, a preset's name, or its fields
+data: str = "toy:easy"  # problems: toy:<level>, a hub data set, or a .jsonl/.parquet path
+split: str = "train"  # split of the data
+limit: int | None = None  # use only so many problems; None: all (1000 on the toy task)
+answer_kind: str = "exact"  # how answers are compared: exact, number, math, choice
+max_rationale_tokens: int = 32  # longest rationale z, boundary included
+max_answer_tokens: int = 8  # longest answer y, end token included
+batch_size: int = 512  # sequences per forward pass without gradients, and per call of generate
+device: str = "auto"  # auto, cpu, cuda, mps
+dtype: str = "auto"  # auto: bfloat16 on CUDA, else float32
+threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
+temperature: float = 1.0  # sampling temperature of the pairs
+sampler: str = ""  # model that the pairs are drawn from: Q_ψ for BRiTE-DPO; empty: the model itself
+samples: int = 30  # N, rationales and answers per problem
+beta: float = 0.1  # β of the loss: how much a log-ratio to the reference counts
+epochs: float = 4  # passes over the pairs
+train_batch_size: int = 32  # pairs per optimiser step
+micro_batch_size: int = 32  # pairs per forward-backward pass
+learning_rate: float = 1e-4  # AdamW
+lr_schedule: str = "cosine"  # constant, linear, cosine
+warmup_ratio: float = 0.05  # share of the steps used for warm-up
+weight_decay: float = 0.0  # AdamW
+max_grad_norm: float = 1.0  # gradient norm is clipped to this
+lora: dict | None = None  # train adapters, e.g. {"r": 32, "alpha": 128}; None: all weights
+save_steps: int = 50  # checkpoint every so many optimiser steps
+
+# %%
+from brite_lib.params import DpoParams
+
+params = DpoParams.from_notebook(globals())
+params.difference()
+
+# %%
+import pandas as pd
+
+from brite_lib import plots
+from brite_lib.dpo import draw_pairs, rationale_dpo
+from brite_lib.models import load_policy, load_template, save_policy
+from brite_lib.problems import load_problems
+from brite_lib.records import Stage
+from brite_lib.sft import resume_step
+from brite_lib.tables import PAIRS, write_table
+
+stage = Stage.start("dpo", params)
+problems = load_problems(params.data, params.split, params.limit)
+stage.add_model(params.model)
+if params.sampler:
+    stage.add_model(params.sampler)
+template = load_template(params.model, params.template)
+checkpoints = stage.checkpoints()
+
+# %% [markdown]
+# ## Pairs
+#
+# Sampled once: a run that was killed in training finds its pairs beside its checkpoints.
+
+# %%
+pairs, report = draw_pairs(problems, template, params, checkpoints)
+write_table(pairs, PAIRS, stage.path("pairs.parquet"))
+stage.count(tokens_generated=report["tokens"])
+print(f"{report['pairs']} of {report['problems']} problems have a pair; without contrast: "
+      f"{report['all_correct']} always right, {report['all_wrong']} always wrong")  # fmt: skip
+report
+
+# %%
+shown = ["question", "gold", "chosen_rationale", "chosen_answer_text", "rejected_rationale", "rejected_answer_text", "num_correct"]
+pd.DataFrame(pairs)[shown].head(8)
+
+# %% [markdown]
+# ## Training
+
+# %%
+theta = load_policy(params.model, device=params.device, dtype=params.dtype)
+stage.rewind(resume_step(checkpoints))
+theta, metrics = rationale_dpo(theta, pairs, template, params, checkpoints, log=stage.log)
+stage.count(tokens_trained=metrics["tokens_trained"])
+metrics
+
+# %% [markdown]
+# The implicit reward of a sample is $\beta \log Q/P$. Its margin within a pair rises, and its accuracy (the share of pairs in which
+# the correct one has more) goes to 1. Watch `logps/chosen`: only the difference is trained, so both may fall. What the model is
+# worth is for the evaluation to say.
+
+# %%
+names = ["loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected", "logps/chosen"]
+plots.training_curves(stage.path("metrics.jsonl"), names, title="DPO", path=stage.path("figures/training.png"))
+
+# %%
+directory = save_policy(theta, template, stage.path("model"))
+stage.finish([directory, stage.path("pairs.parquet")], {**metrics, **report})
