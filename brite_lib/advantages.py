@@ -4,6 +4,9 @@ Notation: B completions, T action tokens after padding, K completions of one pro
 ``mask`` is a bool (B, T), True on actions; masked entries of a result are 0. Rewards and KL are in nats.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -77,6 +80,19 @@ def policy_loss(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, mask
     ratio = torch.exp(log_prob - old_log_prob)
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
     return (torch.maximum(unclipped, clipped) * mask).sum(1)
+
+
+def answer_loss(log_probs: Sequence[Tensor], signal: Literal["log_prob", "prob"] = "log_prob") -> Tensor:
+    """−log π(y*|x,z), or −π(y*|x,z), of each completion, (B,): the part of a live scorer's gradient that goes through y*.
+
+    The gradient of π is that of log π times π itself (VeriFree), that of log π LaTRO's second term.
+
+    Args:
+        log_probs: per completion those of the tokens of y*; empty where none is forced, which costs nothing.
+    """
+    total = torch.stack([values.sum() for values in log_probs])
+    forced = torch.tensor([len(values) > 0 for values in log_probs], device=total.device)
+    return -(total.exp() if signal == "prob" else total) * forced
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> float:

@@ -68,7 +68,7 @@ def make_batch(
         start = len(prompt) if side == "right" else total - len(completion)
         rows += [row] * len(completion)
         columns += range(start, start + len(completion))
-    row_index, column_index = torch.tensor(rows, device=device), torch.tensor(columns, device=device)
+    row_index, column_index = (torch.tensor(index, dtype=torch.long, device=device) for index in (rows, columns))
     return Batch(padded, row_index, column_index, padded.input_ids[row_index, column_index])
 
 
@@ -110,7 +110,7 @@ def token_log_probs(model: nn.Module, batch: Batch, entropy: bool = False) -> tu
         for i in range(0, len(hidden), chunk)
     ]
     if not parts:
-        return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0) if entropy else None, hidden
+        return hidden.sum(-1).float(), hidden.new_zeros(0) if entropy else None, hidden
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) if entropy else None, hidden
 
 

@@ -2,7 +2,8 @@
 
 One step: sample rationales from Q at temperature 1; one forward of frozen θ over x·z·y* gives the KL and the
 reward together; token rewards, advantages, a few clipped updates. With c = 1 and reward (i) the objective is the
-ELBO E_Q[log P_θ(y*|x,z)] − KL(Q‖P_θ), whose maximum is the posterior (Proposition 3.7).
+ELBO E_Q[log P_θ(y*|x,z)] − KL(Q‖P_θ), whose maximum is the posterior (Proposition 3.7). LaTRO, GRPO, RLOO and
+VeriFree are other settings of the same trainer (brite_lib/params/latro.py lists them).
 
 The loop is ours, on accelerate: TRL has had no PPOTrainer since 1.13, and its GRPOTrainer would need all of
 ``_generate_and_score_completions`` replaced (forced y*, z-only actions, a critic). Shapes: B completions of a
@@ -22,14 +23,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from brite_lib.advantages import explained_variance, gae, group_advantages, masked_mean, policy_loss, token_rewards, whiten
+from brite_lib.advantages import answer_loss, explained_variance, gae, group_advantages, masked_mean, policy_loss, token_rewards, whiten
 from brite_lib.agent import PolicyWithCritic
-from brite_lib.files import atomic_path
+from brite_lib.checkpointing import load_state, save_state
 from brite_lib.likelihood import length_sorted, score
 from brite_lib.models import Reference, attach_lora, disable_dropout
 from brite_lib.params import PsiParams as PosteriorPPOConfig
 from brite_lib.progress import progress
-from brite_lib.rewards import AnswerLikelihood, TerminalReward, VerifierReward
+from brite_lib.rewards import TerminalReward, terminal_reward
 from brite_lib.rollouts import sample, sample_seed
 from brite_lib.template import Completion, RationaleTemplate
 
@@ -45,6 +46,7 @@ class Experience:
 
     prompts: list[list[int]]
     actions: list[list[int]]
+    forced: list[list[int]]  # scored behind the actions: y*, for reward (i)
     completions: list[Completion]
     mask: Tensor
     log_prob: Tensor  # of the actions under Q when they were sampled
@@ -86,9 +88,7 @@ class PosteriorPPOTrainer:
         self.config, self.template, self.checkpoint, self.log = config, template, checkpoint, log or (lambda step, **metrics: None)
         self.problems = list(problems)
         self._prompts: dict[str, list[int]] = {}
-        self.reward = reward or (
-            AnswerLikelihood() if config.reward == "answer_likelihood" else VerifierReward(config.beta, config.answer_kind)
-        )
+        self.reward = reward or terminal_reward(config)
         if isinstance(model, PeftModel):
             model = model.merge_and_unload()
         disable_dropout(model)
@@ -117,7 +117,7 @@ class PosteriorPPOTrainer:
         if self.step == 0:
             self.resume()
         started = time.perf_counter() - self.seconds
-        if self.unfinished_reward is None:
+        if self.unfinished_reward is None and self.config.unfinished_rule == "constant":
             self.unfinished_reward = self.calibrate()
         for _ in progress(range(self.step, self.config.steps), desc="ψ-PPO"):
             metrics = self.train_step()
@@ -158,13 +158,19 @@ class PosteriorPPOTrainer:
         """Score completions and turn them into rewards and advantages; K consecutive rows share a problem."""
         completions = [self._split(ids) for ids in completion_ids]
         prompts = [self._prompt_ids(problem["question"]) for problem in problems]
-        actions = [self.reward.actions(completion) for completion in completions]
-        reference, terminal = self._score_reference(problems, prompts, actions, completions)
-        log_prob, entropy, values = self._old_policy(prompts, actions)
+        actions, forced = self._actions_and_forced(problems, completions)
+        nothing, live = [[]] * len(actions), self.config.scorer == "live"
+        with self.reference.model() as theta:
+            anchor = score(theta, prompts, actions, nothing if live else forced, self.config.batch_size)
+        reference = _pad(anchor.rationale)
+        log_prob, entropy, values, answer = self._old_policy(prompts, actions, forced if live else nothing)
+        terminal = self._terminal(problems, completions, answer if live else [part.sum().item() for part in anchor.answer])
         mask = _pad([torch.ones(len(a), dtype=torch.bool) for a in actions])
         rewards = token_rewards(log_prob, reference, terminal, mask, self.config.kl_coef)
         advantages, returns = self._advantages(rewards, values, mask)
-        return Experience(prompts, actions, completions, mask, log_prob, reference, entropy, values, rewards, terminal, advantages, returns)
+        return Experience(
+            prompts, actions, forced, completions, mask, log_prob, reference, entropy, values, rewards, terminal, advantages, returns
+        )
 
     def update(self, experience: Experience) -> dict[str, float]:
         """Epochs of minibatch updates on one batch; returns their mean statistics."""
@@ -177,13 +183,17 @@ class PosteriorPPOTrainer:
         return {name: sum(entry[name] for entry in statistics) / len(statistics) for name in statistics[0]}
 
     def loss_per_completion(self, experience: Experience, rows: list[int]) -> Tensor:
-        """The clipped objective of each completion, (len(rows),), plus (gae) half its squared value error, summed over tokens."""
+        """What is minimised, (len(rows),): each completion's clipped objective, summed over tokens, plus (gae) half its squared
+        value error, plus (answer_nll_weight) the loss of y* behind it."""
         return self._losses(experience, rows)[0]
 
     def _losses(self, experience: Experience, rows: list[int]) -> tuple[Tensor, dict[str, float]]:
-        log_prob, _, values = self.agent([experience.prompts[i] for i in rows], [experience.actions[i] for i in rows])
-        lengths = [len(experience.actions[i]) for i in rows]
-        log_prob, values = _pad(log_prob.split(lengths)), _pad(values.split(lengths))
+        weight = self.config.answer_nll_weight
+        parts = [part for i in rows for part in (experience.actions[i], experience.forced[i] if weight else [])]
+        completions = [[*actions, *forced] for actions, forced in zip(parts[::2], parts[1::2], strict=True)]
+        log_prob, _, values = self.agent([experience.prompts[i] for i in rows], completions)
+        log_prob, values = log_prob.split(list(map(len, parts))), values.split(list(map(len, parts)))
+        answer, log_prob, values = log_prob[1::2], _pad(log_prob[::2]), _pad(values[::2])
         device = log_prob.device
         mask, old, advantages, returns = (
             tensor[rows, : log_prob.shape[1]].to(device)
@@ -192,6 +202,8 @@ class PosteriorPPOTrainer:
         losses = policy_loss(log_prob, old, advantages, mask, self.config.clip)
         if self.config.advantage == "gae":
             losses = losses + 0.5 * ((values - returns) ** 2 * mask).sum(1)
+        if weight:
+            losses = losses + weight * answer_loss(answer, self.config.answer_signal)
         with torch.no_grad():
             log_ratio = log_prob - old
             kl = ((log_ratio.exp() - 1 - log_ratio) * mask).sum().item()
@@ -228,9 +240,8 @@ class PosteriorPPOTrainer:
             chosen = [self.problems[i] for i in rows.tolist()]
             completions = [self._split(ids) for ids in self.rollout(chosen, "calibrate", attempt)]
             prompts = [self._prompt_ids(problem["question"]) for problem in chosen]
-            forced = [self.reward.forced(p, c, self.template) for p, c in zip(chosen, completions, strict=True)]
             with self.reference.model() as theta:
-                answer = score(theta, prompts, [c.rationale_ids for c in completions], forced, self.config.batch_size).answer
+                answer = score(theta, prompts, *self._actions_and_forced(chosen, completions), self.config.batch_size).answer
             terminal = self.reward.terminal(chosen, completions, [values.sum().item() for values in answer])
             rewards += [value for value in terminal if value is not None]
             if len(rewards) >= CALIBRATION_SAMPLES:
@@ -246,37 +257,11 @@ class PosteriorPPOTrainer:
 
     def save(self, path: Path) -> None:
         """Write the whole state of the run atomically."""
-        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        state = {
-            "step": self.step,
-            "policy": {name: tensor for name, tensor in self.model.state_dict().items() if name in trained},
-            "critic": agent.value_head.state_dict()
-            if (agent := self.accelerator.unwrap_model(self.agent)).value_head is not None
-            else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "unfinished_reward": self.unfinished_reward,
-            "below_constant": [self._below_constant, self._finished],
-            "tokens": [self.tokens_generated, self.tokens_trained],
-            "seconds": self.seconds,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        save_state(self, path)
 
     def load(self, path: Path) -> None:
         """Continue where :meth:`save` left off; the next steps are those of a run that never stopped."""
-        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-        self.model.load_state_dict(state["policy"], strict=False)
-        if state["critic"] is not None:
-            self.accelerator.unwrap_model(self.agent).value_head.load_state_dict(state["critic"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["rng"].cpu())
-        self.step, self.unfinished_reward, self.seconds = state["step"], state["unfinished_reward"], state["seconds"]
-        self._below_constant, self._finished = state["below_constant"]
-        self.tokens_generated, self.tokens_trained = state["tokens"]
+        load_state(self, path)
 
     def _prompt_ids(self, question: str) -> list[int]:
         """Token ids of x, made once per question: a step repeats each K times."""
@@ -302,28 +287,43 @@ class PosteriorPPOTrainer:
             generator = torch.Generator().manual_seed(sample_seed(self.config.seed, "epoch", position // size))
             yield torch.randperm(size, generator=generator)[position % size].item()
 
-    def _score_reference(
-        self, problems: Sequence[dict[str, Any]], prompts: list[list[int]], actions: list[list[int]], completions: list[Completion]
-    ) -> tuple[Tensor, Tensor]:
-        """log P_θ of the actions (B, T), and the terminal reward (B,), from one forward of frozen θ."""
+    def _actions_and_forced(
+        self, problems: Sequence[dict[str, Any]], completions: Sequence[Completion]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Tokens of each completion that are the policy's actions, and those that are scored behind them."""
+        actions = [self.reward.actions(completion) for completion in completions]
         forced = [self.reward.forced(p, c, self.template) for p, c in zip(problems, completions, strict=True)]
-        with self.reference.model() as theta:
-            scores = score(theta, prompts, actions, forced, self.config.batch_size)
-        rewards = self.reward.terminal(problems, completions, [values.sum().item() for values in scores.answer])
-        self._watch_constant(rewards)
-        terminal = [self.unfinished_reward if reward is None else reward for reward in rewards]
-        return _pad(scores.rationale), torch.tensor(terminal, dtype=torch.float32)
+        if not self.config.boundary_is_action:
+            for i, completion in enumerate(completions):
+                start = self.template.boundary_start(actions[i]) if completion.finished else len(actions[i])
+                actions[i], forced[i] = actions[i][:start], [*actions[i][start:], *forced[i]]
+        return actions, forced
+
+    def _terminal(self, problems: Sequence[dict[str, Any]], completions: list[Completion], forced_log_prob: list[float]) -> Tensor:
+        """Terminal rewards (B,), those of unfinished completions filled in."""
+        rewards = self.reward.terminal(problems, completions, forced_log_prob)
+        if self.config.unfinished_rule == "twice_mean":
+            finished = [reward for reward in rewards if reward is not None]
+            unfinished = 2 * sum(finished) / len(finished) if finished else 0.0  # alone in a batch, any number is the same
+        else:
+            self._watch_constant(rewards)
+            unfinished = self.unfinished_reward
+        return torch.tensor([unfinished if reward is None else reward for reward in rewards], dtype=torch.float32)
 
     @torch.no_grad()
-    def _old_policy(self, prompts: list[list[int]], actions: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """log Q, entropy and value of the sampled actions, (B, T) each."""
+    def _old_policy(
+        self, prompts: list[list[int]], actions: list[list[int]], forced: list[list[int]]
+    ) -> tuple[Tensor, Tensor, Tensor, list[float]]:
+        """log Q, entropy and value of the sampled actions, (B, T) each; and log Q of the forced tokens behind them, summed."""
         flat: list[tuple[Tensor, ...]] = [()] * len(actions)
-        for rows in length_sorted(list(zip(prompts, actions, strict=True)), self.config.batch_size):
-            outputs = self.agent([prompts[i] for i in rows], [actions[i] for i in rows], entropy=True)
-            split = [output.cpu().split([len(actions[i]) for i in rows]) for output in outputs]
+        answers = [0.0] * len(actions)
+        for rows in length_sorted(list(zip(prompts, actions, forced, strict=True)), self.config.batch_size):
+            outputs = self.agent([prompts[i] for i in rows], [[*actions[i], *forced[i]] for i in rows], entropy=True)
+            split = [output.cpu().split([len(actions[i]) + len(forced[i]) for i in rows]) for output in outputs]
             for place, i in enumerate(rows):
-                flat[i] = tuple(part[place] for part in split)
-        return tuple(_pad([row[kind] for row in flat]) for kind in range(3))
+                flat[i] = tuple(part[place][: len(actions[i])] for part in split)
+                answers[i] = split[0][place][len(actions[i]) :].sum().item()
+        return *(_pad([row[kind] for row in flat]) for kind in range(3)), answers
 
     def _advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -351,8 +351,8 @@ class PosteriorPPOTrainer:
         self.scheduler.step()
         self.optimizer.zero_grad()
         tokens = experience.mask[rows].sum().item()
-        self.tokens_trained += tokens
-        per = {"loss": len(rows), "approx_kl": tokens, "clipfrac": tokens}
+        self.tokens_trained += tokens + (sum(len(experience.forced[i]) for i in rows) if self.config.answer_nll_weight else 0)
+        per = {"loss": len(rows), "approx_kl": max(tokens, 1), "clipfrac": max(tokens, 1)}
         return {"grad_norm": float(norm), **{name: total / per[name] for name, total in totals.items()}}
 
     def _assert_anchor(self, experience: Experience) -> None:
@@ -374,5 +374,6 @@ class PosteriorPPOTrainer:
 
 
 def _pad(rows: Sequence[Tensor]) -> Tensor:
-    """Rows of different lengths as (B, T), padded with zeros."""
-    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    """Rows of different lengths as (B, T), padded with zeros; T is at least 1."""
+    padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return padded if padded.shape[1] else nn.functional.pad(padded, (0, 1))

@@ -1,13 +1,15 @@
-"""The two terminal rewards that BRiTE runs (section 4.1; paper.md section 1.3).
+"""The terminal rewards: the two that BRiTE runs (section 4.1; paper.md section 1.3), and VeriFree's.
 
 A reward says which sampled tokens are actions, which answer is forced behind them for scoring, and what the
 finished ones earn on their last action. The per-token KL to the frozen θ is the trainer's, the same for both.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from brite_lib.params import PsiParams
 from brite_lib.template import Completion, RationaleTemplate
 from brite_lib.verify import extract_answer, is_correct
 
@@ -16,7 +18,10 @@ class TerminalReward(Protocol):
     """What :class:`brite_lib.ppo.PosteriorPPOTrainer` needs of a reward."""
 
     samples_answer: bool
-    metric: str
+
+    @property
+    def metric(self) -> str:
+        """Its name in the logs."""
 
     def actions(self, completion: Completion) -> list[int]:
         """Token ids that are the policy's actions."""
@@ -35,10 +40,17 @@ class TerminalReward(Protocol):
 
 @dataclass(frozen=True)
 class AnswerLikelihood:
-    """Reward (i): Σ log P_θ(y*|x,z), no verifier. The actions are z; the optimum is the posterior at c = 1."""
+    """Reward (i): Σ log P(y*|x,z), no verifier. The actions are z; with θ as scorer the optimum is the posterior at c = 1.
 
+    With ``signal: prob`` it is P(y*|x,z) itself (VeriFree), and an unfinished z earns 0, as if y* had no chance.
+    """
+
+    signal: Literal["log_prob", "prob"] = "log_prob"
     samples_answer: bool = False
-    metric: str = "answer_log_prob"
+
+    @property
+    def metric(self) -> str:
+        return f"answer_{self.signal}"
 
     def actions(self, completion: Completion) -> list[int]:
         return completion.rationale_ids
@@ -49,10 +61,11 @@ class AnswerLikelihood:
     def terminal(
         self, problems: Sequence[dict[str, Any]], completions: Sequence[Completion], forced_log_prob: Sequence[float]
     ) -> list[float | None]:
-        return [value if completion.finished else None for completion, value in zip(completions, forced_log_prob, strict=True)]
+        values = [math.exp(value) if self.signal == "prob" else value for value in forced_log_prob]
+        return [value if completion.finished else None for completion, value in zip(completions, values, strict=True)]
 
     def unfinished_default(self) -> float | None:
-        return None
+        return 0.0 if self.signal == "prob" else None
 
 
 @dataclass(frozen=True)
@@ -84,3 +97,10 @@ class VerifierReward:
     def _correct(self, answer: str | None, gold: str) -> bool:
         prediction = extract_answer(answer, self.answer_kind) if answer else None
         return prediction is not None and is_correct(prediction, gold, self.answer_kind)
+
+
+def terminal_reward(config: PsiParams) -> TerminalReward:
+    """The reward that the settings name."""
+    if config.reward == "verifier":
+        return VerifierReward(config.beta, config.answer_kind)
+    return AnswerLikelihood(config.answer_signal)

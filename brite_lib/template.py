@@ -206,6 +206,15 @@ class RationaleTemplate:
             low, high = (low, middle) if boundary in self.decode(ids[:middle]) else (middle + 1, high)
         return low
 
+    def boundary_start(self, ids: list[int]) -> int:
+        """Number of tokens before the boundary that ends a finished z; a token that straddles its beginning belongs to it."""
+        start = len(self.decode(ids)) - len(self.formats.boundary)
+        low, high = 0, len(ids)
+        while low < high:  # the text of a prefix grows with its length
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if len(self.decode(ids[:middle])) <= start else (low, middle - 1)
+        return low
+
     def _prompt(self, text: str) -> list[int]:
         if not self.chat:
             return self.tokenizer(text, add_special_tokens=True)["input_ids"]

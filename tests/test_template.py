@@ -53,6 +53,14 @@ def test_a_boundary_may_begin_inside_a_token():
     assert cut.finished and cut.rationale == "a" and cut.rationale_ids == ids(v, "ais", ":")
 
 
+def test_where_the_boundary_begins():
+    rules, v = make(["a", "is", ":", "7", "."], "is:.")
+    assert rules.boundary_start(ids(v, "a", "is", "is", ":", ".")) == 2
+    assert rules.boundary_start(ids(v, "is", ":", ".")) == 0
+    rules, v = make(["ais", ":", "7"], "is:")
+    assert rules.boundary_start(ids(v, "7", "7", "ais", ":")) == 2  # a token that straddles the beginning is the boundary's
+
+
 def test_the_end_token_before_the_boundary_is_unfinished():
     rules, v = make(["a", "#", "7"], "#")
     cut = rules.split(ids(v, "a", "<e>", "#", "7"))

@@ -8,6 +8,7 @@ notebook use the same names. Symbols: ψ is the posterior Q(z|x), θ the languag
 from brite_lib.params.base import PROJECT_ROOT, Strict, resolve_path, suggestion
 from brite_lib.params.dpo import DpoParams
 from brite_lib.params.experiment import METHODS, Experiment, TaskParams, load_experiment, method_order
+from brite_lib.params.latro import SPECIAL_CASES, LatroParams, SpecialCase
 from brite_lib.params.sources_and_learners import PsiParams, RejectionParams, ThetaParams
 from brite_lib.params.stage import (
     EvalParams,
@@ -24,9 +25,11 @@ from brite_lib.params.stage import (
 __all__ = [
     "METHODS",
     "PROJECT_ROOT",
+    "SPECIAL_CASES",
     "DpoParams",
     "EvalParams",
     "Experiment",
+    "LatroParams",
     "LimitsParams",
     "LoraParams",
     "ModelStageParams",
@@ -34,6 +37,7 @@ __all__ = [
     "RejectionParams",
     "ReportParams",
     "SamplingStageParams",
+    "SpecialCase",
     "StageParams",
     "Strict",
     "TaskParams",

@@ -18,8 +18,23 @@ class PsiParams(ModelStageParams):
     )
     beta: PositiveFloat = Field(1.0, description="β of reward (ii): a correct answer is worth 1/β nats")
     kl_coef: NonNegativeFloat = Field(1.0, description="c; only c = 1 has the posterior as its optimum")
+    scorer: Literal["frozen", "live"] = Field(
+        "frozen", description="who scores y* in reward (i): frozen θ, or the policy as it moves (LaTRO); the KL anchor is always θ"
+    )
+    answer_signal: Literal["log_prob", "prob"] = Field(
+        "log_prob", description="reward (i) is log P(y*|x,z), or P(y*|x,z) itself (VeriFree)"
+    )
+    answer_nll_weight: NonNegativeFloat = Field(
+        0.0, description="scorer: live also sends the gradient of its signal through y*, times this; 1 is exact"
+    )
+    boundary_is_action: bool = Field(
+        True, description="false: the boundary is scored with y* and not with z, so log Q(z) teaches no stopping (LaTRO's code)"
+    )
+    unfinished_rule: Literal["constant", "twice_mean"] = Field(
+        "constant", description="unfinished rationales earn a constant, or twice the mean reward of their batch (LaTRO's code)"
+    )
     unfinished_reward: Float | None = Field(
-        None, description="reward of a rationale without an end; null: calibrated once (reward i) or 0 (reward ii)"
+        None, description="that constant; null: calibrated once (reward i), 0 (reward ii, or answer_signal: prob)"
     )
     unfinished_margin: NonNegativeFloat = Field(5.0, description="nats below the lowest of the first 256 finished rewards")
     advantage: Literal["gae", "rloo", "group"] = Field(
@@ -53,7 +68,19 @@ class PsiParams(ModelStageParams):
             raise ValueError(f"rationales_per_prompt must be at least 2 for advantage: {self.advantage}, or use advantage: gae")
         if self.minibatches > self.prompts_per_step * self.rationales_per_prompt:
             raise ValueError("minibatches must not exceed prompts_per_step × rationales_per_prompt")
+        self._consistent_answer()
         return self
+
+    def _consistent_answer(self) -> None:
+        """Settings of how y* is scored that would have no meaning together."""
+        for name in ("scorer", "answer_signal", "answer_nll_weight", "boundary_is_action", "unfinished_rule"):
+            neutral = PsiParams.model_fields[name].default
+            if self.reward == "verifier" and getattr(self, name) != neutral:
+                raise ValueError(f"{name} must be {neutral!r} with reward: verifier, which does not score y*")
+        if self.answer_nll_weight > 0 and self.scorer == "frozen":
+            raise ValueError("answer_nll_weight is the gradient through a live scorer; a frozen one has none, set scorer: live")
+        if self.unfinished_rule == "twice_mean" and (self.answer_signal == "prob" or self.unfinished_reward is not None):
+            raise ValueError("unfinished_rule: twice_mean is for answer_signal: log_prob without unfinished_reward")
 
 
 class RejectionParams(SamplingStageParams):

@@ -43,7 +43,12 @@ threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 reward: str = "answer_likelihood"  # reward (i) log P(y*|x,z;θ), or (ii) verifier: R/β on a sampled y
 beta: float = 1.0  # β of reward (ii)
 kl_coef: float = 1.0  # c; only c = 1 has the posterior as its optimum
-unfinished_reward: float | None = None  # reward of a rationale without an end; None: calibrated
+scorer: str = "frozen"  # who scores y* in reward (i): frozen θ, or live: the policy as it moves (LaTRO)
+answer_signal: str = "log_prob"  # reward (i) is log P(y*|x,z), or prob: P(y*|x,z) itself (VeriFree)
+answer_nll_weight: float = 0.0  # scorer: live also sends the gradient of its signal through y*, times this; 1 is exact
+boundary_is_action: bool = True  # False: the boundary is scored with y* and not with z (LaTRO's code)
+unfinished_rule: str = "constant"  # unfinished rationales earn a constant, or twice_mean: twice the batch's mean (LaTRO's code)
+unfinished_reward: float | None = None  # that constant; None: calibrated
 unfinished_margin: float = 5.0  # nats below the lowest of the first 256 finished rewards
 advantage: str = "rloo"  # gae (learned critic, the paper's PPO), rloo, group
 gae_lambda: float = 0.95  # λ of GAE (γ is 1)
