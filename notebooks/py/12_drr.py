@@ -1,0 +1,208 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 12 · DRR: distil, reinforce, reason
+#
+# A model that is often wrong can be helped from outside, without training it. (1) *Distil*: the Reasoner $\theta$ attempts
+# training problems turn by turn until it is right or a cap is reached; every attempt $(z, y)$ is labelled by its final answer. (2) *Reinforce*:
+# a light discriminator learns $D(x, \text{rejected attempts}, z, y) \approx P(y = y^\star)$ from these labels. (3) *Reason*: at
+# inference $D \ge \tau$ accepts and stops; else the Reasoner is shown its rejected attempts and tries again, up to the cap, where the attempt
+# with the highest $D$ wins. The threshold $\tau$ is chosen on held-out training problems. With a perfect $D$ and attempts that are right with
+# probability $p$, independently, the accuracy at a cap of $T$ turns is $1-(1-p)^T$.
+
+# %% tags=["parameters"]
+stage: str = ""  # name of the stage in its record; empty: the notebook's own
+output_dir: str = "outputs/scratch/drr"  # where the stage writes
+seed: int = 0  # the one seed of the stage
+round: int = 1  # EM round that the stage belongs to
+model: str = "assets/tiny-base"  # θ, the Reasoner: a Hugging Face model directory or hub name
+template: str | dict = "auto"  # how z and y are written: auto, a preset's name, or its fields
+data: str = "toy:easy"  # problems: toy:<level>, a hub data set, or a .jsonl/.parquet path
+split: str = "train"  # split of the data
+limit: int | None = None  # use only so many problems; None: all (1000 on the toy task)
+answer_kind: str = "exact"  # how answers are compared: exact, number, math, choice
+max_rationale_tokens: int = 32  # longest rationale z, boundary included
+max_answer_tokens: int = 8  # longest answer y, end token included
+batch_size: int = 512  # sequences per forward pass without gradients, and per call of generate
+device: str = "auto"  # auto, cpu, cuda, mps
+dtype: str = "auto"  # auto: bfloat16 on CUDA, else float32
+threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
+temperature: float = 1.0  # sampling temperature of attempts and votes
+method: str = "drr"  # row of the result table
+benchmark: str = "toy"  # column of the result table
+test_data: str = ""  # problems to be answered with feedback; empty: the same data
+test_split: str = "test"  # their split
+test_limit: int | None = None  # use only so many of them; None: all (1000 on the toy task)
+turns: int = 4  # T, attempts at a problem at the most
+chains: int = 4  # how many times each training problem is attempted, turn by turn until right
+discriminator: str = ""  # model that the discriminator starts from; empty: the Reasoner's own weights
+false_accept_weight: float = 1.0  # what accepting a wrong attempt costs, in rejected right ones
+validation_share: float = 0.2  # training problems held out to choose the threshold on
+threshold: float | None = None  # accept from this score on; None: chosen on the held-out training problems
+epochs: float = 4  # passes over the attempts
+train_batch_size: int = 32  # attempts per optimiser step
+micro_batch_size: int = 32  # attempts per forward-backward pass
+learning_rate: float = 5e-4  # AdamW
+lr_schedule: str = "cosine"  # constant, linear, cosine
+warmup_ratio: float = 0.05  # share of the steps used for warm-up
+weight_decay: float = 0.0  # AdamW
+max_grad_norm: float = 1.0  # gradient norm is clipped to this
+save_steps: int = 50  # checkpoint every so many optimiser steps
+vote_samples: int = 8  # most samples per problem of the majority vote
+bins: int = 10  # of the reliability diagram
+bootstrap: int = 2000  # resamples of the problems for the intervals
+
+# %%
+from brite_lib.params import DrrParams
+
+params = DrrParams.from_notebook(globals())
+params.difference()
+
+# %%
+import pandas as pd
+
+from brite_lib import drr, judges, plots, roc
+from brite_lib.models import load_policy, load_template
+from brite_lib.problems import load_problems
+from brite_lib.records import Stage
+from brite_lib.rollouts import add_scores, generate
+from brite_lib.sft import resume_step
+from brite_lib.tables import PREDICTIONS, write_table
+
+stage = Stage.start("drr", params)
+problems = load_problems(params.data, params.split, params.limit).to_list()
+test = load_problems(params.test_data or params.data, params.test_split, params.test_limit).to_list()
+stage.add_model(params.model)
+if params.discriminator:
+    stage.add_model(params.discriminator)
+template = load_template(params.model, params.template)
+reasoner = load_policy(params.model, device=params.device, dtype=params.dtype)
+checkpoints = stage.checkpoints()
+
+# %% [markdown]
+# ## 1 · Distil
+#
+# Sampled once: a run that was killed in training finds the attempts beside its checkpoints.
+
+# %%
+if not (checkpoints / "behaviour.parquet").is_file():
+    write_table(drr.collect_behaviour(reasoner, problems, template, params), drr.ATTEMPTS, checkpoints / "behaviour.parquet")
+behaviour = drr.read_attempts(checkpoints / "behaviour.parquet")
+write_table(behaviour, drr.ATTEMPTS, stage.path("behaviour.parquet"))
+stage.count(tokens_generated=sum(row["num_tokens"] for row in behaviour))
+table = pd.DataFrame(behaviour)
+table.groupby("turn")["accepted"].agg(attempts="size", right="mean").round(3)
+
+# %%
+table[["question", "rejected", "rationale", "answer_text", "gold", "accepted"]].head(8)
+
+# %% [markdown]
+# ## 2 · Reinforce
+
+# %%
+stage.rewind(resume_step(checkpoints))
+base = params.discriminator or params.model
+discriminator, metrics = drr.train_discriminator(behaviour, base, template, params, checkpoints, log=stage.log)
+stage.count(tokens_trained=metrics["tokens_trained"])
+metrics
+
+# %%
+plots.training_curves(stage.path("metrics.jsonl"), ["loss"], title="Discriminator", path=stage.path("figures/training.png"))
+
+# %% [markdown]
+# ## 3 · Reason
+#
+# One loop, three judges: the discriminator; the Reasoner itself (*self-critique*: it samples the verdict); and one that rejects
+# everything, which shows what retrying is worth without judgement. All three judge the same first attempts. The majority vote
+# has samples of its own.
+
+# %%
+used = {
+    params.method: discriminator,
+    "self-critique": judges.SelfCritique(reasoner, template, params.seed, params.batch_size),
+    "always reject": judges.always_reject,
+}
+runs = {name: drr.reason_with_feedback(reasoner, judge, test, template, params) for name, judge in used.items()}
+attempts = runs[params.method]
+votes = generate(
+    reasoner, test, template, params.vote_samples, params.temperature, params.max_rationale_tokens + params.max_answer_tokens,
+    seed=params.seed, max_rationale_tokens=params.max_rationale_tokens, max_answer_tokens=params.max_answer_tokens,
+    answer_kind=params.answer_kind, source="vote", batch_size=params.batch_size,
+).to_list()  # fmt: skip
+
+# %%
+results = drr.compare(runs, votes, params)
+pd.DataFrame(results).T.round(4)
+
+# %%
+curves = {name: pd.DataFrame(drr.by_turns(rows, params.turns)) for name, rows in runs.items()}
+curves["vote"] = pd.DataFrame(drr.vote_by_samples(votes)).drop(columns="values")
+pd.concat(curves, names=["judge"]).round(3)
+
+# %%
+with plots.styled():
+    figure, (ax, other) = plots.plt.subplots(1, 2, figsize=(7.2, 2.8), layout="constrained", sharey=True)
+    for colour, (name, curve) in zip(plots.PALETTE, curves.items(), strict=False):
+        ax.plot(curve["tokens_generated"], curve["accuracy"], "o-", markersize=3.5, color=colour, label=name)
+        other.plot(curve["tokens_generated"] + curve["tokens_read"], curve["accuracy"], "o-", markersize=3.5, color=colour)
+    ax.set(xlabel="tokens written per problem", ylabel="accuracy", ylim=(0, 1.02))
+    other.set(xlabel="tokens written and read per problem")
+    ax.legend(frameon=False, fontsize=8)
+plots.finish(figure, "A point per turn (or vote)", stage.path("figures/accuracy.png"))
+
+# %% [markdown]
+# ## How good is the judgement?
+#
+# On the first attempts, one per problem, which no judge selected. Nothing here was used to choose anything.
+
+# %%
+judged = {}
+for name in (params.method, "self-critique"):
+    first = [row for row in runs[name] if row["turn"] == 1]
+    judged[name] = roc.summary(first, params.bins, params.bootstrap, params.seed)
+    judged[f"{name}, all turns"] = roc.summary(runs[name], params.bins, params.bootstrap, params.seed)
+pd.DataFrame(judged).T.round(4)
+
+# %%
+first = [row for row in attempts if row["turn"] == 1]
+bins = pd.DataFrame(roc.reliability([row["correct"] for row in first], [row["score"] for row in first], params.bins))
+with plots.styled():
+    figure, ax = plots.plt.subplots(figsize=(3.6, 3.2), layout="constrained")
+    ax.plot([0, 1], [0, 1], color=plots.GREY, linewidth=1, linestyle="--")
+    ax.scatter(bins["score"], bins["right"], s=10 + 240 * bins["count"] / bins["count"].sum(), color=plots.PALETTE[0], alpha=0.8)
+    ax.set(xlabel="mean score", ylabel="share right", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+plots.finish(figure, "Reliability of the discriminator", stage.path("figures/reliability.png"))
+
+# %%
+bins.round(3)
+
+# %% [markdown]
+# ## The record
+#
+# One final answer per problem in the table of predictions, so that the report reads it as pass@1. The stage's cost is that of making
+# the discriminator; what inference costs is in the metrics.
+
+# %%
+answers = add_scores(drr.final_answers(attempts), template, reasoner, batch_size=params.batch_size)
+answers = [{**row, "temperature": params.temperature, "benchmark": params.benchmark} for row in answers]
+predictions = [{name: row[name] for name in PREDICTIONS.names if name in row} for row in answers]
+write_table(predictions, PREDICTIONS, stage.path("predictions.parquet"))
+judged_rows = [{**row, "source": name} for name, rows in runs.items() for row in rows]
+write_table(judged_rows, drr.ATTEMPTS, stage.path("attempts.parquet"))
+
+# %%
+outputs = [stage.path(name) for name in ("behaviour.parquet", "attempts.parquet", "predictions.parquet")]
+outputs.append(discriminator.save(stage.path("discriminator")))
+metrics |= {"results": results, "judgement": judged, "reliability": bins.to_dict("records")}
+metrics |= {"curves": {name: curve.to_dict("records") for name, curve in curves.items()}}
+stage.finish(outputs, {"pass@1": results[params.method]["accuracy"], **metrics})
