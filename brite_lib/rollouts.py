@@ -124,11 +124,13 @@ def generate(
     round: int = 1,
     first_sample: int = 0,
     batch_size: int = 512,
+    hint: bool = False,
 ) -> Dataset:
     """Sample ``n`` completions per problem and return them as a rationale table (design section 6).
 
     Rows are ordered by problem, then sample. The log-probability columns stay null; :func:`add_scores` fills them.
     ``first_sample`` numbers the samples on, with new seeds, when a problem is sampled again.
+    ``hint`` shows the answer in the prompt (STaR).
 
     Raises:
         InputError: for an unknown engine.
@@ -138,7 +140,10 @@ def generate(
     model = load_policy(model_or_path) if isinstance(model_or_path, str | Path) else model_or_path
     jobs = [(problem, first_sample + k) for problem in problems for k in range(n)]
     seeds = [sample_seed(seed, problem["id"], k) for problem, k in jobs]
-    prompts = [ids for problem in problems for ids in [template.prompt_ids(problem["question"])] * n]
+    shown = [problem["answer"] if hint else None for problem in problems]
+    prompts = [
+        ids for problem, answer in zip(problems, shown, strict=True) for ids in [template.prompt_ids(problem["question"], answer)] * n
+    ]
     completions: list[list[int]] = []
     for start in progress(range(0, len(jobs), batch_size), desc=f"sampling {source}".strip()):
         part = slice(start, start + batch_size)

@@ -1,5 +1,6 @@
 """The θ-update: supervised fine-tuning on (x, z, y*), thin over TRL's SFTTrainer (BRiTE eq. 3.5)."""
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,20 +19,32 @@ from brite_lib.params import DpoParams, ThetaParams
 from brite_lib.template import RationaleTemplate
 
 
-def training_rows(rows: Sequence[dict[str, Any]], template: RationaleTemplate, correct_only: bool = False) -> Dataset:
+def training_rows(
+    rows: Sequence[dict[str, Any]], template: RationaleTemplate, correct_only: bool = False, reward_weighted: bool = False
+) -> Dataset:
     """Sequences x·z·y* with labels on z and y* only (``input_ids``, ``labels``).
 
     Sampled rationales keep their token ids; written ones are tokenised once. Unfinished rationales are left out,
-    and so are wrongly answered ones if ``correct_only``.
+    and so are wrongly answered ones if ``correct_only``. With ``reward_weighted`` (ReST-EM, paper.md eq. 3.8) the answer is the
+    sampled y, right or wrong, and ``weight`` is exp(reward), divided by the highest.
+
+    Raises:
+        InputError: if a row to be weighted has no reward.
     """
-    sequences = []
-    for row in rows:
+    sequences, rewards = [], []
+    for number, row in enumerate(rows, start=1):
         if row.get("finished") is False or (correct_only and row.get("correct") is not True):
             continue
         prompt = row.get("prompt_ids") or template.prompt_ids(row["question"])
         rationale = row.get("rationale_ids") or template.rationale_ids(row["rationale"])
-        completion = [*rationale, *template.answer_ids(row["gold"])]
+        if reward_weighted and (row.get("reward") is None or not row.get("answer_ids")):
+            raise InputError(f"rationales: row {number} has no reward or no sampled answer, which reward_weighted needs; set it to false")
+        completion = [*rationale, *(row["answer_ids"] if reward_weighted else template.answer_ids(row["gold"]))]
         sequences.append({"input_ids": [*prompt, *completion], "labels": [-100] * len(prompt) + completion})
+        rewards.append(row.get("reward"))
+    if reward_weighted:
+        highest = max(rewards, default=0.0)
+        sequences = [{**ids, "weight": math.exp(reward - highest)} for ids, reward in zip(sequences, rewards, strict=True)]
     return Dataset.from_list(sequences)
 
 
@@ -64,7 +77,7 @@ def rationale_sft(
     Without any sequence θ stays as it is, and a warning says so: rejection sampling may have had no hit at all.
 
     Args:
-        dataset: rows with ``input_ids`` and ``labels``; a label of -100 is no target.
+        dataset: rows with ``input_ids`` and ``labels``; a label of -100 is no target. With ``weight`` in them, the loss is weighted.
         log: called as ``log(step, loss=…, …)``.
 
     Returns:
@@ -75,7 +88,7 @@ def rationale_sft(
         return model, {"loss": float("nan"), "steps": 0, "tokens_trained": 0}
     if params.lora:
         model = attach_lora(model, params.lora)
-    tuned = SFTTrainer(
+    tuned = (WeightedSFTTrainer if "weight" in dataset.column_names else SFTTrainer)(
         model=model,
         args=SFTConfig(**trainer_settings(params, checkpoints), dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=dataset,
@@ -140,6 +153,21 @@ def trainer_settings(params: ThetaParams | DpoParams, checkpoints: str | Path) -
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
     }
+
+
+class WeightedSFTTrainer(SFTTrainer):
+    """Sums each sequence's NLL times its ``weight``, and divides by the number of target tokens as without weights."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        collate = self.data_collator
+        self.data_collator = lambda rows: {**collate(rows), "weight": torch.tensor([row["weight"] for row in rows])}
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """TRL's loss with weights: Σ w·NLL / target tokens; ``return_outputs`` is for evaluation, which has none here."""
+        weight = inputs.pop("weight")  # (B,)
+        log_probs = model(**inputs, use_cache=False, fused_lm_head=True).log_probs  # (B, T - 1), 0 where there is no target
+        return -(weight[:, None] * log_probs).sum() / num_items_in_batch
 
 
 class TrainerLog(TrainerCallback):

@@ -48,7 +48,10 @@ def test_one_correct_rationale_per_hit_problem_and_a_report(monkeypatch):
     kept, report, sampler = run(monkeypatch, {"a": {0, 2}, "b": set(), "c": {3}}, samples=4, round=2)
     assert [row["id"] for row in kept] == ["a", "c"] and all(row["correct"] for row in kept)
     assert {(row["source"], row["round"]) for row in kept} == {("rs_sampling", 2)}
-    assert report == {"problems": 3, "hits": 2, "missed": pytest.approx(1 / 3), "draws": 12, "tokens": 36, "correct": 3 / 12}
+    assert report == {
+        "problems": 3, "hits": 2, "missed": pytest.approx(1 / 3), "draws": 12, "tokens": 36, "correct": 3 / 12,
+        "kept": 2, "rationalised": 0, "duplicates": 0,
+    }  # fmt: skip
     assert len(sampler.calls) == 1
 
 
@@ -67,7 +70,10 @@ def test_until_hit_goes_on_with_the_open_problems_and_new_seeds(monkeypatch):
     assert sampler.calls == [(["a", "b", "c"], 0), (["b", "c"], 3), (["c"], 6)]
     assert [(row["id"], row["sample"]) for row in kept] == [("a", 1), ("b", 5)]
     assert len({row["seed"] for row in kept}) == 2
-    assert report == {"problems": 3, "hits": 2, "missed": pytest.approx(1 / 3), "draws": 18, "tokens": 54, "correct": 2 / 18}
+    assert report == {
+        "problems": 3, "hits": 2, "missed": pytest.approx(1 / 3), "draws": 18, "tokens": 54, "correct": 2 / 18,
+        "kept": 2, "rationalised": 0, "duplicates": 0,
+    }  # fmt: skip
 
 
 def test_until_hit_ends_when_all_have_a_hit(monkeypatch):

@@ -61,6 +61,8 @@ class PsiParams(ModelStageParams):
     lora: LoraParams | None = Field(None, description="train adapters; null: all weights")
     save_steps: PositiveInt = Field(25, description="checkpoint every so many updates")
     samples: PositiveInt = Field(1, description="rationales drawn from Q for every training problem at the end")
+    monitor_problems: NonNegativeInt = Field(0, description="held-out problems of the EM monitor; 0: no monitor")
+    monitor_samples: Annotated[int, Field(ge=2)] = Field(64, description="K of the EM monitor, rationales per held-out problem")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -84,13 +86,24 @@ class PsiParams(ModelStageParams):
 
 
 class RejectionParams(SamplingStageParams):
-    """Rejection sampling: N rationales per problem from θ, one random correct one kept (paper.md section 1.6)."""
+    """Rejection family: N rationales per problem from θ, of which ``strategy`` says what is kept (paper.md sections 1.4 and 1.6)."""
 
     kind = "rs_sampling"
 
-    samples: PositiveInt = Field(30, description="N, rationales per problem (the paper's 30)")
+    strategy: Literal["rs", "raft", "star", "rest_em"] = Field(
+        "rs", description="one correct rationale each (the paper), all different ones, one with a hint where none is, or reward-weighted"
+    )
+    samples: PositiveInt = Field(30, description="N, rationales per problem (the paper's 30); star: as many again with the hint")
     until_hit: bool = Field(False, description="go on in rounds of N until every problem has a hit: draws from the posterior exactly")
     max_samples: PositiveInt = Field(3000, description="until_hit: give a problem up after so many draws, and report it")
+    beta: PositiveFloat | None = Field(None, description="rest_em: β of the weight exp(R/β); null: 0/1, only correct ones")
+    max_per_problem: PositiveInt = Field(10, description="rest_em: rationales kept per problem, so that easy ones don't dominate")
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> Self:
+        if self.until_hit and self.strategy != "rs":
+            raise ValueError(f"until_hit draws one rationale from the posterior; it needs strategy: rs, not {self.strategy}")
+        return self
 
 
 class ThetaParams(ModelStageParams):
@@ -100,6 +113,7 @@ class ThetaParams(ModelStageParams):
 
     rationales: str = Field("human", description="a rationales.parquet, or 'human' for the data's own rationales")
     correct_only: bool = Field(False, description="leave out rationales whose sampled answer was judged wrong")
+    reward_weighted: bool = Field(False, description="ReST-EM: weight a rationale by exp(reward), and train on its sampled y instead of y*")
     epochs: PositiveFloat = Field(4, description="passes over the rationales")
     train_batch_size: PositiveInt = Field(32, description="sequences per optimiser step")
     micro_batch_size: PositiveInt = Field(32, description="sequences per forward-backward pass")
@@ -110,3 +124,5 @@ class ThetaParams(ModelStageParams):
     max_grad_norm: PositiveFloat = Field(1.0, description="gradient norm is clipped to this")
     lora: LoraParams | None = Field(None, description="train adapters; null: all weights")
     save_steps: PositiveInt = Field(50, description="checkpoint every so many optimiser steps")
+    monitor_problems: NonNegativeInt = Field(0, description="held-out problems of the EM monitor; 0: no monitor")
+    monitor_samples: Annotated[int, Field(ge=2)] = Field(64, description="K of the EM monitor, rationales per held-out problem")

@@ -70,6 +70,8 @@ max_grad_norm: float = 1.0  # gradient norm is clipped to this
 lora: dict | None = None  # train adapters, e.g. {"r": 32, "alpha": 128}; None: all weights
 save_steps: int = 25  # checkpoint every so many updates
 samples: int = 1  # rationales drawn from Q for every training problem at the end
+monitor_problems: int = 0  # held-out problems of the EM monitor; 0: no monitor
+monitor_samples: int = 64  # K of the EM monitor, rationales per held-out problem
 
 # %%
 from brite_lib.params import PsiParams
@@ -80,7 +82,7 @@ params.difference()
 # %%
 import pandas as pd
 
-from brite_lib import plots
+from brite_lib import em, plots
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.ppo import PosteriorPPOTrainer
 from brite_lib.problems import load_problems
@@ -130,6 +132,22 @@ stage.count(trainer.tokens_generated, trainer.tokens_trained, seconds=trainer.se
 # %%
 names = ["elbo", f"reward/{trainer.reward.metric}", "kl", "entropy", "rationale_length", "finished"]
 plots.training_curves(stage.path("metrics.jsonl"), names, title="ψ-PPO", path=stage.path("figures/training.png"))
+
+# %% [markdown]
+# ## EM monitor
+#
+# On held-out problems, with $K$ rationales each from $Q$: the ELBO and $\log P(y^\star \mid x; \theta)$ by importance sampling.
+# The gap between them estimates $\mathrm{KL}(Q \,\|\, \text{posterior})$: what this E-step has left to do. The effective sample size
+# says how far the likelihood can be trusted; its tokens are no cost of the method. Off unless `monitor_problems` is set.
+
+# %%
+monitored = {}
+if params.monitor_problems:
+    draws = em.draw(psi, em.held_out(params), template, params.monitor_samples, params.seed, params.max_rationale_tokens, params.batch_size)
+    with trainer.reference.model() as frozen:
+        monitored = {f"em/{name}": value for name, value in em.monitor(frozen, draws, params.batch_size).items()}
+monitored
+
 # %% [markdown]
 # ## Rationales from Q
 #
@@ -161,4 +179,4 @@ pd.DataFrame(compared).T.round(3)
 # %%
 directory = save_policy(psi, template, stage.path("model"))
 metrics = {f"{side}/{name}": value for name, sides in compared.items() for side, value in sides.items()}
-stage.finish([directory, stage.path("rationales.parquet")], {**metrics, "unfinished_reward": trainer.unfinished_reward})
+stage.finish([directory, stage.path("rationales.parquet")], {**metrics, **monitored, "unfinished_reward": trainer.unfinished_reward})

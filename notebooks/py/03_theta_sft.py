@@ -37,6 +37,7 @@ dtype: str = "auto"  # auto: bfloat16 on CUDA, else float32
 threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 rationales: str = "human"  # a rationales.parquet, or human for the data's own rationales
 correct_only: bool = False  # leave out rationales whose sampled answer was judged wrong
+reward_weighted: bool = False  # ReST-EM: weight by exp(reward), and train on the sampled y instead of y*
 epochs: float = 4  # passes over the rationales
 train_batch_size: int = 32  # sequences per optimiser step
 micro_batch_size: int = 32  # sequences per forward-backward pass
@@ -47,6 +48,8 @@ weight_decay: float = 0.0  # AdamW
 max_grad_norm: float = 1.0  # gradient norm is clipped to this
 lora: dict | None = None  # train adapters, e.g. {"r": 32, "alpha": 128}; None: all weights
 save_steps: int = 50  # checkpoint every so many optimiser steps
+monitor_problems: int = 0  # held-out problems of the EM monitor; 0: no monitor
+monitor_samples: int = 64  # K of the EM monitor, rationales per held-out problem
 
 # %%
 from brite_lib.params import ThetaParams
@@ -57,7 +60,7 @@ params.difference()
 # %%
 import pandas as pd
 
-from brite_lib import plots
+from brite_lib import em, plots
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.problems import load_problems
 from brite_lib.records import Stage
@@ -79,7 +82,7 @@ model = load_policy(params.model, device=params.device, dtype=params.dtype)
 # Sampled rationales keep the very tokens that were sampled; human ones are tokenised once. Unfinished ones are left out.
 
 # %%
-dataset = training_rows(rows, template, params.correct_only)
+dataset = training_rows(rows, template, params.correct_only, params.reward_weighted)
 print(f"{len(dataset)} of {len(rows)} rationales are trained on")
 pd.DataFrame(rows)[["question", "rationale", "gold"]].head(5) if rows else "no rationales"
 
@@ -104,6 +107,20 @@ metrics
 if metrics["steps"]:
     plots.training_curves(stage.path("metrics.jsonl"), ["loss", "learning_rate"], title="θ-SFT", path=stage.path("figures/training.png"))
 
+# %% [markdown]
+# ## EM monitor
+#
+# $\log P(y^\star \mid x; \theta)$ of the new $\theta$ on held-out problems, with $\theta$ itself as the proposal. EM promises that a
+# round raises it on what it learned from; here it is measured on what it has not seen. Off unless `monitor_problems` is set.
+
+# %%
+monitored = {}
+if params.monitor_problems:
+    held_out = em.held_out(params)
+    draws = em.draw(model, held_out, template, params.monitor_samples, params.seed, params.max_rationale_tokens, params.batch_size)
+    monitored = {f"em/{name}": value for name, value in em.monitor(model, draws, params.batch_size).items()}
+monitored
+
 # %%
 directory = save_policy(model, template, stage.path("model"))
-stage.finish([directory], {**metrics, "rationales": len(dataset), "problems": len({row["id"] for row in rows})})
+stage.finish([directory], {**metrics, **monitored, "rationales": len(dataset), "problems": len({row["id"] for row in rows})})

@@ -11,13 +11,29 @@
 # ---
 
 # %% [markdown]
-# # 10 · Rejection sampling
+# # 10 · The rejection family
 #
-# The classic way to get rationales: sample $N$ per problem from $\theta$ itself and keep one whose answer is right.
-# What is kept is an exact draw from the posterior $P(z \mid x, y{=}y^\star; \theta)$, so wherever it has a hit nothing can
+# The classic way to get rationales: sample $N$ per problem from $\theta$ itself and keep what is right. All of it is one objective
+# (RS-EM, equation 3.7), with a choice of what counts as success:
+#
+# $$\max_{\theta'} \; \mathbb{E}_{(z, y) \sim P(\cdot \mid x; \theta)}\big[\,P(o{=}1 \mid x, z, y)\,\log P(z, y \mid x; \theta')\,\big]$$
+#
+# | `strategy` | $P(o{=}1 \mid x, z, y)$ | keeps |
+# |---|---|---|
+# | `rs`, the paper's | $1\{y \text{ right}\}$ | one random correct rationale per problem |
+# | `raft` (RAFT, RFT) | the same | all correct ones, each different $(z, y)$ once |
+# | `star` (STaR) | the same | as `rs`; problems without a hit are sampled again with the answer shown |
+# | `rest_em` (ReST-EM, eq. 3.8) | $\propto \exp(R/\beta)$, or 0/1 without a $\beta$ | all, at most `max_per_problem`, with their rewards |
+#
+# What `rs` keeps is an exact draw from the posterior $P(z \mid x, y{=}y^\star; \theta)$, so wherever it has a hit nothing can
 # beat it as an E-step. Its weakness is what it misses: a problem that $\theta$ solves with probability $p$ has no hit
 # with probability $(1-p)^N$, and then teaches nothing. With `until_hit` it goes on until every problem has one: a
 # perfect E-step at a price, the reference row `posterior` of the result table.
+#
+# The others leave the posterior. `raft` evens out what $\theta$ likes best, and lets easy problems count more; so does `rest_em`, up to
+# its cap. `star` rationalises: the hint is taken off what is learned, but such a $z$ comes from $P(z \mid x, \text{hint})$ and may
+# justify an answer that it was told. `rest_em` fills the column `reward` with $R/\beta$ ($R$ is 1 or 0); $\theta$-SFT with
+# `reward_weighted` weights the loss by its exponential and learns the sampled $y$, which may be wrong.
 
 # %% tags=["parameters"]
 stage: str = ""  # name of the stage in its record; empty: the notebook's own
@@ -37,9 +53,12 @@ device: str = "auto"  # auto, cpu, cuda, mps
 dtype: str = "auto"  # auto: bfloat16 on CUDA, else float32
 threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 temperature: float = 1.0  # sampling temperature; the posterior needs 1
-samples: int = 30  # N, rationales per problem
+strategy: str = "rs"  # rs (the paper), raft, star, rest_em
+samples: int = 30  # N, rationales per problem; star: as many again with the hint
 until_hit: bool = False  # go on in rounds of N until every problem has a hit
 max_samples: int = 3000  # until_hit: give a problem up after so many draws, and report it
+beta: float | None = None  # rest_em: β of the weight exp(R/β); None: 0/1, only correct ones
+max_per_problem: int = 10  # rest_em: rationales kept per problem, so that easy ones don't dominate
 
 # %%
 from brite_lib.params import RejectionParams
@@ -53,7 +72,7 @@ import pandas as pd
 from brite_lib.models import load_policy, load_template
 from brite_lib.problems import load_problems
 from brite_lib.records import Stage
-from brite_lib.rejection import reject
+from brite_lib.rejection import check_hint, reject
 from brite_lib.rollouts import add_scores
 from brite_lib.tables import RATIONALES, write_table
 
@@ -61,22 +80,24 @@ stage = Stage.start("rs_sampling", params)
 problems = load_problems(params.data, params.split, params.limit)
 stage.add_model(params.model)
 template = load_template(params.model, params.template)
+check_hint(template, params)
 theta = load_policy(params.model, device=params.device, dtype=params.dtype)
 
 # %%
-kept, report = reject(theta, problems, template, params, source="posterior" if params.until_hit else "rs")
+kept, report = reject(theta, problems, template, params, source="posterior" if params.until_hit else params.strategy)
 stage.count(tokens_generated=report["tokens"])
 report
 
 # %% [markdown]
-# `missed` is the share of problems without a hit. They are counted here, and they are missing from what θ learns.
+# `missed` is the share of problems without a hit (`star`: with or without the hint; `rationalised` counts those that needed it). They
+# are counted here, and they are missing from what θ learns. `duplicates` are correct samples that only repeat another (`raft`).
 
 # %%
 if not kept:
     print("warning: no problem had a hit; raise samples, or the model can't solve these problems at all")
 rows = add_scores(kept, template, theta, batch_size=params.batch_size)
 write_table(rows, RATIONALES, stage.path("rationales.parquet"))
-pd.DataFrame(rows, columns=["question", "gold", "rationale", "answer_text", "sample", "logp_answer"]).head(8)
+pd.DataFrame(rows, columns=["question", "gold", "rationale", "answer_text", "source", "sample", "logp_answer"]).head(8)
 
 # %%
 stage.finish([stage.path("rationales.parquet")], report)
