@@ -51,7 +51,9 @@ def styled() -> Iterator[None]:
 
 def colour_of(method: str) -> Any:
     """The colour of a method in every picture; grey for the base model, black for a method without one."""
-    colours = {"base": GREY, **dict(zip(METHODS[1:], (PALETTE[i] for i in (9, 9, 6, 1, 2, 4, 0)), strict=False))}
+    main = [PALETTE[i] for i in (9, 9, 6, 1, 2, 4, 0)]
+    others = [PALETTE[i] for i in (8, 3, 5)] + sns.color_palette("dark")[:6]
+    colours = {"base": GREY, **dict(zip(METHODS[1:], main + others, strict=True))}
     return colours.get(method.partition("_round")[0], "black")
 
 

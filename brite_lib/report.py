@@ -37,11 +37,25 @@ METHOD_NOTES = {
     "posterior": "as rs, but sampled until every problem has a hit: a perfect E-step",
     "brite_psi": "Qψ itself, answering",
     "brite": "θ trained on rationales of Qψ",
+    "raft": "θ trained on all different correct samples (RAFT, RFT)",
+    "star": "as rs, and failed problems are tried again with the answer as a hint (STaR)",
+    "rest_em": "θ trained on its samples, weighted by exp(R/β) (ReST-EM)",
+    "iterative_dpo": "θ trained on pairs of a correct and an incorrect sample of its own, iteration by iteration",
+    "brite_dpo": "as iterative_dpo, with the pairs from Qψ",
+    "latro": "θ rewards its own rationales by its likelihood of y*, and learns y* (LaTRO)",
+    "grpo": "θ trained on a verifier's rewards, standardised in groups (GRPO, RLVR)",
+    "rloo": "θ trained on a verifier's rewards, leave-one-out baseline (RLOO)",
+    "verifree": "θ trained on P(y*|x,z) itself (VeriFree)",
 }
 DIFFERENCES = (
     ("brite", "rs", "the whole gain"),
     ("posterior", "rs", "of it: problems that rs misses"),
     ("brite", "posterior", "of it: Qψ is not the posterior"),
+    ("brite", "raft", "against all correct samples"),
+    ("brite", "star", "against STaR"),
+    ("brite", "rest_em", "against ReST-EM"),
+    ("brite_round2", "brite", "the second EM round"),
+    ("brite_dpo", "iterative_dpo", "pairs from Qψ instead of θ"),
 )
 SHOWN_METHODS = ("base", "rs", "brite_psi", "brite")
 PSI_METRICS = ("elbo", "kl", "reward/answer_log_prob", "reward/verifier", "entropy", "rationale_length", "finished", "explained_variance")
@@ -179,6 +193,27 @@ def sampling_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def monitor_table(run: Run) -> pd.DataFrame:
+    """The EM monitor after every ψ- and θ-update that had one, in nats per problem, means over seeds; empty if none had.
+
+    Does a round raise log P(y*|x, θ), as EM promises? ``gap`` is log P(y*|x) − ELBO, the KL of Q to the posterior.
+    """
+    rows = []
+    for key, record in run.records.items():
+        measured = {name.removeprefix("em/"): value for name, value in record["metrics"].items() if name.startswith("em/")}
+        if measured:
+            task = Path(key).name.removesuffix(record["stage"]).rstrip(".")
+            rows.append({"task": task, "round": record["params"]["round"], "after": record["stage"], **measured})
+    if not rows:
+        return pd.DataFrame()
+    table = pd.DataFrame(rows).sort_values("after", key=lambda names: names.map(method_order), kind="stable")
+    means = table.groupby(["task", "round", "after"], sort=False).mean(numeric_only=True).reset_index()
+    shown = {"log_marginal": "log P(y*|x)", "log_marginal_se": "± problems", "elbo": "ELBO", "gap": "gap", "kl": "KL(Q‖θ)", "ess": "ESS"}
+    columns = ["round", "after", *shown] if set(means["task"]) == {""} else ["task", "round", "after", *shown]
+    means = means.sort_values(["task", "round"], kind="stable")[columns].rename(columns=shown)
+    return means.assign(**{name: means[name].map("{:.3f}".format) for name in shown.values()})
+
+
 def stage_table(run: Run) -> pd.DataFrame:
     """Seconds, tokens and peak memory of every stage."""
     return pd.DataFrame(
@@ -284,6 +319,7 @@ def write_html(run: Run, pictures: Mapping[str, Figure], path: str | Path) -> Pa
         results=results[results["metric"] == main].drop(columns="metric"),
         other_results=results[results["metric"] != main],
         notes={method: METHOD_NOTES[method] for method in methods if method in METHOD_NOTES},
+        monitored=monitor_table(run),
         differences=difference_table(run, main),
         pictures={caption: _image(figure) for caption, figure in pictures.items()},
         examples=rationales(run),

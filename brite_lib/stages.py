@@ -12,8 +12,10 @@ from typing import Any
 from brite_lib.errors import InputError
 from brite_lib.params import (
     PROJECT_ROOT,
+    DpoParams,
     EvalParams,
     Experiment,
+    LatroParams,
     ModelStageParams,
     PsiParams,
     RejectionParams,
@@ -24,13 +26,15 @@ from brite_lib.params import (
     resolve_path,
     suggestion,
 )
-from brite_lib.pipelines import HUMAN_STYLES, evaluated, steps_of
+from brite_lib.pipelines import HUMAN_STYLES, IN_PLACE, evaluated, steps_of
 
 SECTIONS: dict[str, type[ModelStageParams]] = {
     "psi": PsiParams,
     "theta": ThetaParams,
     "rejection": RejectionParams,
     "evaluation": EvalParams,
+    "dpo": DpoParams,
+    **dict.fromkeys(IN_PLACE, LatroParams),
 }
 
 NOTEBOOKS = {
@@ -39,6 +43,8 @@ NOTEBOOKS = {
     "evaluation": "05_evaluation.ipynb",
     "rejection": "10_rejection_sampling.ipynb",
     "theory": "01_theory_rkhs.ipynb",
+    "dpo": "04_dpo.ipynb",
+    **dict.fromkeys(IN_PLACE, "11_latro.ipynb"),
 }
 
 # What the experiment's own fields decide; a section that sets one of these would break the plan.
@@ -57,6 +63,9 @@ OWNED = {
     "benchmark": "tasks",
     "rationales": "methods",
     "until_hit": "methods",
+    "strategy": "methods",
+    "reward_weighted": "methods",
+    "sampler": "methods",
 }
 
 
@@ -111,13 +120,17 @@ def token_bounds(params: StageParams) -> tuple[int, int, bool]:
     problems = 1 if unknown else params.limit or 1000
     length = params.max_rationale_tokens + params.max_answer_tokens
     match params:
+        case DpoParams():
+            drawn = params.samples * problems * length
+            return drawn, int(params.epochs * 2 * problems * length), unknown  # a pair has two
         case PsiParams():
             rollout = params.max_rationale_tokens if params.reward == "answer_likelihood" else length
             batches = params.steps * params.prompts_per_step * params.rationales_per_prompt * rollout
             # The updates do not depend on the number of problems, so this bound is always a total.
             return batches + params.samples * (params.limit or 1000) * length, params.epochs * batches, False
         case RejectionParams():
-            return (params.max_samples if params.until_hit else params.samples) * problems * length, 0, unknown
+            draws = params.max_samples if params.until_hit else params.samples * (1 + (params.strategy == "star"))  # again with the hint
+            return draws * problems * length, 0, unknown
         case ThetaParams():
             return 0, int(params.epochs * problems * length), unknown
         case EvalParams():
@@ -155,12 +168,12 @@ def _task_stages(
     def output_dir(stage: str) -> str:
         return f"outputs/{experiment.name}/seed{seed}/{prefix}{stage}"
 
-    def add(stage: str, section: str, sources: tuple[Path, ...], fields: dict[str, Any]) -> None:
+    def add(stage: str, section: str, sources: tuple[Path, ...], fields: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
         cls = SECTIONS[section]
         made = {name: value[1:].split("/", 1) for name, value in fields.items() if isinstance(value, str) and value.startswith("@")}
         own = {"stage": stage, "output_dir": output_dir(stage), "seed": seed, "template": experiment.template}
         own |= fields | {name: f"{output_dir(step)}/{file}" for name, (step, file) in made.items()}
-        values = _known(experiment.common, cls) | getattr(experiment, section) | own
+        values = (defaults or {}) | _known(experiment.common, cls) | getattr(experiment, section) | own
         stages.append(
             StageSpec(
                 key=f"seed{seed}/{prefix}{stage}",
@@ -178,7 +191,7 @@ def _task_stages(
     for step in steps.values():
         fields = train | step.fields
         style = fields.pop("style", "")
-        add(step.name, step.section, train_files, fields | ({"data": f"{task.data}:{style}"} if style else {}))
+        add(step.name, step.section, train_files, fields | ({"data": f"{task.data}:{style}"} if style else {}), step.defaults)
     test = {"data": task.test_data, "split": task.test_split, "limit": task.test_limit, "reference_model": model, "benchmark": task.name}
     for name in dict.fromkeys(name for method in experiment.methods for name in evaluated(method, experiment)):
         made_by = model if name == "base" else f"@{name}/model"

@@ -132,6 +132,23 @@ def test_costs_sampling_and_provenance(tmp_path):
     assert run.title == "A title"
 
 
+def test_the_monitor_shows_every_round_in_the_order_of_the_stages(tmp_path):
+    write_toy_run(tmp_path / "run", seeds=2)
+    assert report.monitor_table(report.load_run(tmp_path / "run")).empty
+    for seed in (0, 1):
+        for place, (stage, number) in enumerate((("brite_psi", 1), ("brite", 1), ("brite_psi_round2", 2), ("brite_round2", 2))):
+            directory = tmp_path / "run" / f"seed{seed}" / stage
+            write_stage(directory, seed=seed, round=number)
+            names = ("elbo", "log_marginal", "log_marginal_se", "gap", "kl", "ess")
+            extend_record(directory, metrics={f"em/{name}": -place + 0.5 * seed for name in names} | {"loss": 1.0})
+    table = report.monitor_table(report.load_run(tmp_path / "run"))
+    assert table["after"].tolist() == ["brite_psi", "brite", "brite_psi_round2", "brite_round2"]
+    assert table["round"].tolist() == [1, 1, 2, 2]
+    assert table["log P(y*|x)"].tolist() == ["0.250", "-0.750", "-1.750", "-2.750"]  # means over the two seeds
+    page = report.write_html(report.load_run(tmp_path / "run"), {}, tmp_path / "report.html").read_text()
+    assert "EM monitor" in page and "-1.750" in page
+
+
 def test_rationales_are_the_first_of_each_method(tmp_path):
     write_toy_run(tmp_path / "run", levels=("easy", "hard"))
     examples = report.rationales(report.load_run(tmp_path / "run"), problems=2)

@@ -19,10 +19,11 @@ def by_name(experiment: Experiment) -> dict:
 
 
 def test_every_method_of_one_task():
-    stages = by_name(make(seeds=[3]))
+    stages = by_name(make(seeds=[3], dpo_iterations=1))
     evaluations = {f"seed3/eval_{method}" for method in METHODS}
     learners = {f"seed3/{method}" for method in METHODS if method != "base"}
-    assert set(stages) == evaluations | learners | {"seed3/rs_sampling", "seed3/posterior_sampling"}
+    sources = {f"seed3/{method}_sampling" for method in ("rs", "posterior", "raft", "star", "rest_em")} | {"seed3/brite_dpo_psi_round1"}
+    assert set(stages) == evaluations | learners | sources
     for spec in stages.values():
         assert spec.directory == PROJECT_ROOT / "outputs/x" / spec.key == PROJECT_ROOT / spec.params.output_dir
         assert spec.params.stage == spec.key.removeprefix("seed3/")
@@ -179,3 +180,34 @@ def test_the_last_q_needs_no_further_theta():
 def test_bad_rounds_are_one_sentence(rounds):
     with pytest.raises(InputError, match="rounds: "):
         make(rounds=rounds)
+
+
+def test_each_iteration_of_dpo_goes_on_from_the_last():
+    stages = by_name(make(methods=["brite_dpo"], dpo_iterations=2, dpo={"samples": 7}))
+    first, second = stages["seed0/brite_dpo_round1"].params, stages["seed0/brite_dpo"].params
+    assert (first.model, first.sampler, first.samples) == ("org/model", "outputs/x/seed0/brite_dpo_psi_round1/model", 7)
+    assert (second.model, second.round) == ("outputs/x/seed0/brite_dpo_round1/model", 2)
+    assert stages["seed0/brite_dpo_psi_round2"].params.model == second.model
+    assert set(stages["seed0/brite_dpo"].inputs) == {"seed0/brite_dpo_round1", "seed0/brite_dpo_psi_round2"}
+    assert by_name(make(methods=["iterative_dpo"]))["seed0/iterative_dpo"].params.sampler == ""
+
+
+def test_special_cases_of_the_trainer_are_settings_that_the_file_may_change():
+    stages = by_name(make(methods=["latro", "grpo", "rloo", "verifree"], grpo={"kl_coef": 0.1}))
+    latro, grpo, rloo, verifree = (stages[f"seed0/{name}"].params for name in ("latro", "grpo", "rloo", "verifree"))
+    assert (latro.scorer, latro.answer_nll_weight, latro.reward) == ("live", 1.0, "answer_likelihood")
+    assert (grpo.scorer, grpo.reward, grpo.advantage, grpo.scale_group_std, grpo.kl_coef) == ("frozen", "verifier", "group", True, 0.1)
+    assert (rloo.advantage, rloo.reward, rloo.answer_nll_weight) == ("rloo", "verifier", 0.0)
+    assert (verifree.answer_signal, verifree.kl_coef, verifree.scorer) == ("prob", 0.0, "live")
+    assert {stages[f"seed0/{name}"].notebook.name for name in ("latro", "grpo")} == {"11_latro.ipynb"}
+
+
+def test_the_rejection_family_differs_in_its_strategy():
+    stages = by_name(make(methods=["raft", "star", "rest_em"], rounds=2))
+    assert {name: stages[f"seed0/{name}_sampling"].params.strategy for name in ("raft", "star", "rest_em")} == {
+        "raft": "raft", "star": "star", "rest_em": "rest_em",
+    }  # fmt: skip
+    assert stages["seed0/star_round2"].params.model == "org/model"  # from the base each time, as in STaR
+    assert stages["seed0/star_sampling_round2"].params.model == "outputs/x/seed0/star/model"
+    assert stages["seed0/raft_round2"].params.model == "outputs/x/seed0/raft/model"
+    assert stages["seed0/rest_em"].params.reward_weighted and not stages["seed0/raft"].params.reward_weighted

@@ -8,7 +8,11 @@ from pydantic import Field, model_validator
 from brite_lib.errors import InputError
 from brite_lib.params.base import NonNegativeInt, PositiveInt, Strict, suggestion
 
-METHODS = ("base", "sft", "sft_careless", "sft_careful", "rs", "posterior", "brite_psi", "brite")
+METHODS = (
+    *("base", "sft", "sft_careless", "sft_careful"),
+    *("rs", "posterior", "brite_psi", "brite"),
+    *("raft", "star", "rest_em", "iterative_dpo", "brite_dpo", "latro", "grpo", "rloo", "verifree"),
+)
 
 
 def method_order(name: str) -> tuple[int, int, str]:
@@ -43,11 +47,17 @@ class Experiment(Strict):
     theta_from: Literal["previous", "base"] = Field(
         "previous", description="what the θ-update of round t starts from: θ_t, or the base model (the paper does not say)"
     )
+    dpo_iterations: PositiveInt = Field(3, description="iterations of iterative_dpo and brite_dpo (the paper's 3)")
     common: dict[str, Any] = Field({}, description="settings of every stage (device, answer_kind, max_rationale_tokens, …)")
     psi: dict[str, Any] = Field({}, description="settings of ψ-PPO")
     theta: dict[str, Any] = Field({}, description="settings of θ-SFT")
     rejection: dict[str, Any] = Field({}, description="settings of rejection sampling")
     evaluation: dict[str, Any] = Field({}, description="settings of evaluation")
+    dpo: dict[str, Any] = Field({}, description="settings of DPO")
+    latro: dict[str, Any] = Field({}, description="settings of LaTRO")
+    grpo: dict[str, Any] = Field({}, description="settings of GRPO (RLVR)")
+    rloo: dict[str, Any] = Field({}, description="settings of RLOO")
+    verifree: dict[str, Any] = Field({}, description="settings of VeriFree")
     theory: dict[str, Any] | None = Field(None, description="run the theory notebook with these settings; {}: its defaults")
 
     @model_validator(mode="after")

@@ -63,6 +63,14 @@ pictures = report.figures(run)
 report.difference_table(run)
 
 # %% [markdown]
+# ## EM monitor
+#
+# Where stages measured it (`monitor_problems`): log P(y*|x, θ) and the ELBO on fixed held-out problems, after every update.
+
+# %%
+report.monitor_table(run)
+
+# %% [markdown]
 # ## Rationales
 #
 # The first sample of each method for the first problems of the test split, not selected.
