@@ -296,7 +296,8 @@ def _done(work: Callable[[tuple[Path, range]], None], jobs: list[tuple[Path, ran
     if processes == 1 or len(jobs) < 2:
         yield from map(work, jobs)
         return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited: processes × BLAS threads would fight for the cores
+    # Inherited, and forced, as Snakemake sets them to the stage's cores: processes × BLAS threads would wait for each other.
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     context = multiprocessing.get_context("spawn")  # a notebook's kernel has threads, which do not survive a fork
     with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context, initializer=die_with_ancestors) as pool:
         futures = [pool.submit(work, job) for job in jobs]
