@@ -44,11 +44,8 @@ def draw_pairs(
             raise InputError(f"sampler: {params.sampler} has another vocabulary than {params.model}, so its samples would mean other texts")
         sampler = load_policy(params.sampler or params.model, device=params.device, dtype=params.dtype)
         seed = sample_seed(params.seed, "dpo", params.round)
-        samples = generate(
-            sampler, problems, template, params.samples, params.temperature, params.max_rationale_tokens + params.max_answer_tokens,
-            seed=seed, max_rationale_tokens=params.max_rationale_tokens, max_answer_tokens=params.max_answer_tokens,
-            answer_kind=params.answer_kind, source=params.stage, round=params.round, batch_size=params.batch_size,
-        )  # fmt: skip
+        options = {**params.generation, "seed": seed, "source": params.stage}
+        samples = generate(sampler, problems, template, params.samples, params.temperature, **options)
         pairs, report = make_pairs(samples.to_list(), seed)
         atomic_write_text(report_path, json.dumps(report))
         write_table(pairs, PAIRS, table)  # last: with it all is there

@@ -29,14 +29,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
-from brite_lib import rollouts
 from brite_lib.errors import InputError
 from brite_lib.judges import Discriminator, Judge, Row, attempt_text, by_rule
 from brite_lib.likelihood import pad_sequences
 from brite_lib.params import DrrParams
 from brite_lib.progress import progress
 from brite_lib.roc import auroc, best_threshold, error_rates
-from brite_lib.rollouts import sample, sample_seed
+from brite_lib.rollouts import judged_row, sample, sample_seed
 from brite_lib.sft import TrainerLog, last_checkpoint, plain_forward, trainer_settings
 from brite_lib.stats import bootstrap_ci, majority_at_k
 from brite_lib.tables import RATIONALES
@@ -106,7 +105,7 @@ def _attempts(
     rows = []
     for (problem, chain, _), texts, prompt, seed, ids in zip(jobs, rejected, prompts, seeds, sampled, strict=True):
         completion = template.split(ids, params.max_rationale_tokens, params.max_answer_tokens)
-        row = rollouts._row(problem, completion, params.answer_kind, template)  # one rule of what is right
+        row = judged_row(problem, completion, params.answer_kind, template)
         row |= {"source": params.method, "round": params.round, "sample": chain, "seed": seed, "num_tokens": len(ids)}
         rows.append({**row, "prompt_ids": prompt, "turn": turn, "rejected": texts})
         del rows[-1]["tokens"]

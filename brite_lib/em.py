@@ -12,6 +12,7 @@ Notation of shapes: n problems, K rationales of each. All values are in nats, fl
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -164,6 +165,23 @@ def score_joint(theta: nn.Module, draws: Draws, batch_size: int = 512) -> tuple[
     scores = score(theta, draws.prompts, draws.rationales, draws.answers, batch_size)
     prior, answer = ([values.sum().item() for values in part] for part in scores)
     return np.array(prior).reshape(draws.log_q.shape), np.array(answer).reshape(draws.log_q.shape)
+
+
+def monitored(
+    params: PsiParams | ThetaParams, template: RationaleTemplate, q: nn.Module, theta: AbstractContextManager[nn.Module] | None = None
+) -> dict[str, float]:
+    """:func:`monitor` on a stage's held-out problems as ``em/…`` metrics; none if ``monitor_problems`` is 0.
+
+    Args:
+        theta: gives θ, entered only after the draws are scored under Q (both may be one model with its adapter on and off);
+            None: Q itself.
+    """
+    if not params.monitor_problems:
+        return {}
+    problems = held_out(params)
+    draws = draw(q, problems, template, params.monitor_samples, params.seed, params.max_rationale_tokens, params.batch_size)
+    with theta or nullcontext(q) as frozen:
+        return {f"em/{name}": value for name, value in monitor(frozen, draws, params.batch_size).items()}
 
 
 def held_out(params: PsiParams | ThetaParams) -> list[dict[str, Any]]:

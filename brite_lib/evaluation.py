@@ -22,11 +22,7 @@ def evaluate(
     """
     rows = []
     for temperature, n in [(params.temperature, params.samples)] + ([(0.0, 1)] if params.greedy else []):
-        samples = generate(
-            model, problems, template, n, temperature, params.max_rationale_tokens + params.max_answer_tokens, seed=params.seed,
-            max_rationale_tokens=params.max_rationale_tokens, max_answer_tokens=params.max_answer_tokens, answer_kind=params.answer_kind,
-            source=params.method, round=params.round, batch_size=params.batch_size,
-        )  # fmt: skip
+        samples = generate(model, problems, template, n, temperature, seed=params.seed, source=params.method, **params.generation)
         scored = add_scores(samples.to_list(), template, reference, batch_size=params.batch_size)
         rows += [{**row, "temperature": temperature, "benchmark": params.benchmark} for row in scored]
     return [{name: row[name] for name in PREDICTIONS.names if name in row} for row in rows]

@@ -66,7 +66,7 @@ class Discriminator:
         pad_id: pad token of the model.
         log_weight_ratio: log of reject's class weight over accept's; added to the logit it undoes the weighting of the loss, so that
             the score is P(right) among attempts as they come.
-        threshold: see :func:`brite_lib.judgement.best_threshold`.
+        threshold: see :func:`brite_lib.roc.best_threshold`.
         batch_size: attempts per forward pass.
     """
 

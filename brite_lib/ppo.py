@@ -148,7 +148,7 @@ class PosteriorPPOTrainer:
     def rollout(self, problems: Sequence[dict[str, Any]], *key: object) -> list[list[int]]:
         """Sample one completion per row at temperature 1; ``key`` tells draws apart."""
         prompts = [self._prompt_ids(problem["question"]) for problem in problems]
-        seeds = [sample_seed(self.config.seed, *key, row) for row in range(len(problems))]
+        seeds = [sample_seed(self.config.noise_seed, *key, row) for row in range(len(problems))]
         limit = self.config.max_rationale_tokens + (self.config.max_answer_tokens if self.reward.samples_answer else 0)
         ids = sample(self.model, self.template, prompts, seeds, 1.0, limit, not self.reward.samples_answer, self.config.batch_size)
         self.tokens_generated += sum(map(len, ids))
@@ -284,7 +284,7 @@ class PosteriorPPOTrainer:
         """Problems of a step: walks through seeded permutations, so the step number alone is the data cursor."""
         size, count = len(self.problems), self.config.prompts_per_step
         for position in range(step * count, (step + 1) * count):
-            generator = torch.Generator().manual_seed(sample_seed(self.config.seed, "epoch", position // size))
+            generator = torch.Generator().manual_seed(sample_seed(self.config.noise_seed, "epoch", position // size))
             yield torch.randperm(size, generator=generator)[position % size].item()
 
     def _actions_and_forced(

@@ -86,12 +86,9 @@ def reject(
 def _sample(
     model: nn.Module, problems: Rows, template: RationaleTemplate, params: RejectionParams, source: str, first_sample: int, hint: bool
 ) -> Rows:
-    samples = generate(
-        model, problems, template, params.samples, params.temperature,
-        params.max_rationale_tokens + params.max_answer_tokens, seed=params.seed, max_rationale_tokens=params.max_rationale_tokens,
-        max_answer_tokens=params.max_answer_tokens, answer_kind=params.answer_kind, source=f"{source}_hint" if hint else source,
-        round=params.round, first_sample=first_sample, batch_size=params.batch_size, hint=hint,
-    ).to_list()  # fmt: skip
+    source = f"{source}_hint" if hint else source
+    options = {**params.generation, "seed": params.noise_seed, "source": source, "first_sample": first_sample, "hint": hint}
+    samples = generate(model, problems, template, params.samples, params.temperature, **options).to_list()
     # What is learned from a rationale that had the hint has to work without it.
     return [{**row, "prompt_ids": template.prompt_ids(row["question"])} for row in samples] if hint else samples
 
@@ -106,7 +103,7 @@ def _by_problem(samples: Rows) -> list[Rows]:
 def _keep(rows: Rows, params: RejectionParams, template: RationaleTemplate) -> Rows:
     """What the strategy keeps of one problem's samples."""
     correct = [row for row in rows if row["correct"]]
-    chance = random.Random(sample_seed(params.seed, "keep", rows[0]["id"]))
+    chance = random.Random(sample_seed(params.noise_seed, "keep", rows[0]["id"]))
     if params.strategy == "raft":
         different: dict[tuple[tuple[int, ...], ...], dict[str, Any]] = {}
         for row in correct:

@@ -151,7 +151,7 @@ def generate(
     rows = []
     for (problem, k), row_seed, prompt, ids in zip(jobs, seeds, prompts, completions, strict=True):
         completion = template.split(ids, max_rationale_tokens, max_answer_tokens)
-        row = _row(problem, completion, answer_kind, template)
+        row = judged_row(problem, completion, answer_kind, template)
         rows.append({**row, "source": source, "round": round, "sample": k, "seed": row_seed, "num_tokens": len(ids), "prompt_ids": prompt})
     return Dataset.from_list(rows)
 
@@ -177,7 +177,8 @@ def add_scores(
     return rows
 
 
-def _row(problem: dict[str, Any], completion: Completion, answer_kind: str, template: RationaleTemplate) -> dict[str, Any]:
+def judged_row(problem: dict[str, Any], completion: Completion, answer_kind: str, template: RationaleTemplate) -> dict[str, Any]:
+    """The columns of a rationale table that a completion and its problem decide; the one rule of what is correct."""
     prediction = extract_answer(completion.answer, answer_kind) if completion.answer is not None else None
     return {
         "id": problem["id"],

@@ -53,12 +53,8 @@ class BestOnValidation:
         if step % self.params.validation_steps and step != self.params.steps:
             return {}
         params = self.params
-        rows = generate(
-            self.trainer.model, self.problems, self.trainer.template, params.validation_samples,
-            max_new_tokens=params.max_rationale_tokens + params.max_answer_tokens, max_rationale_tokens=params.max_rationale_tokens,
-            max_answer_tokens=params.max_answer_tokens, answer_kind=params.answer_kind, batch_size=params.batch_size,
-            source="validation", seed=params.seed,
-        )  # fmt: skip
+        options = {**params.generation, "seed": params.seed, "source": "validation"}
+        rows = generate(self.trainer.model, self.problems, self.trainer.template, params.validation_samples, **options)
         self.trainer.tokens_generated += sum(rows["num_tokens"])
         score = sum(rows["correct"]) / len(rows)
         if not self.path.is_file() or score > self._load()["pass@1"]:

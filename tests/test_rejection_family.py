@@ -268,3 +268,14 @@ def test_weights_reach_the_training(tmp_path):
     for bad in ({"reward": None}, {"answer_ids": None}):
         with pytest.raises(InputError, match="row 2 has no reward or no sampled answer"):
             training_rows([rows[0], {**rows[1], **bad}], template, reward_weighted=True)
+
+
+def test_a_later_round_draws_anew_and_the_first_as_ever():
+    """Bootstrapping would otherwise meet the same misses with the same noise in every round."""
+    first, second = (RejectionParams.parse({"seed": 7, "round": t}) for t in (1, 2))
+    assert first.noise_seed == 7 and second.noise_seed != 7
+    rules, theta = enumerable.template(), enumerable.model(0)
+    rows = [{"seed": p.noise_seed, **p.generation} for p in (first, second, first)]
+    one, other, again = (rollouts.generate(theta, enumerable.problems(), rules, n=20, **options)["rationale_ids"][:] for options in rows)
+    assert one == again == rollouts.generate(theta, enumerable.problems(), rules, n=20, seed=7, **first.generation)["rationale_ids"][:]
+    assert one != other

@@ -72,6 +72,23 @@ class ModelStageParams(StageParams):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: bfloat16 on CUDA, else float32")
 
+    @property
+    def generation(self) -> dict[str, Any]:
+        """Arguments that every call of :func:`brite_lib.rollouts.generate` in a stage has in common."""
+        return {
+            "max_new_tokens": self.max_rationale_tokens + self.max_answer_tokens,
+            "max_rationale_tokens": self.max_rationale_tokens,
+            "max_answer_tokens": self.max_answer_tokens,
+            "answer_kind": self.answer_kind,
+            "round": self.round,
+            "batch_size": self.batch_size,
+        }
+
+    @property
+    def noise_seed(self) -> int:
+        """Seed of the samples: the stage's own, and a new one in every later EM round, so that a missed problem gets new draws."""
+        return self.seed + 1_000_003 * (self.round - 1)
+
 
 class SamplingStageParams(ModelStageParams):
     """A stage that makes ``rationales.parquet``."""

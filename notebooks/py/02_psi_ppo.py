@@ -103,16 +103,8 @@ print(f"{len(problems)} problems; boundary {template.formats.boundary!r}; {sum(p
 # A few samples of $P(z \mid x; \theta)$ for one problem, with $\log P(y^\star \mid x, z; \theta)$: the reward that tells them apart.
 
 # %%
-settings = {
-    "max_new_tokens": params.max_rationale_tokens + params.max_answer_tokens,
-    "max_rationale_tokens": params.max_rationale_tokens,
-    "max_answer_tokens": params.max_answer_tokens,
-    "answer_kind": params.answer_kind,
-    "round": params.round,
-    "batch_size": params.batch_size,
-}
 shown = problems.select(range(min(64, len(problems))))
-before = add_scores(generate(theta, shown, template, n=4, seed=params.seed, source="θ", **settings), template, theta)
+before = add_scores(generate(theta, shown, template, n=4, seed=params.seed, source="θ", **params.generation), template, theta)
 columns = ["question", "gold", "rationale", "answer_text", "correct", "logp_answer"]
 pd.DataFrame(before)[columns].head(8)
 
@@ -141,11 +133,7 @@ plots.training_curves(stage.path("metrics.jsonl"), names, title="ψ-PPO", path=s
 # says how far the likelihood can be trusted; its tokens are no cost of the method. Off unless `monitor_problems` is set.
 
 # %%
-monitored = {}
-if params.monitor_problems:
-    draws = em.draw(psi, em.held_out(params), template, params.monitor_samples, params.seed, params.max_rationale_tokens, params.batch_size)
-    with trainer.reference.model() as frozen:
-        monitored = {f"em/{name}": value for name, value in em.monitor(frozen, draws, params.batch_size).items()}
+monitored = em.monitored(params, template, psi, theta=trainer.reference.model())
 monitored
 
 # %% [markdown]
@@ -155,7 +143,7 @@ monitored
 # per-token log-probabilities, `logp_answer` is $\log P(y^\star \mid x, z; \theta)$.
 
 # %%
-sampled = generate(psi, problems, template, n=params.samples, seed=params.seed + 1, source="psi", **settings)
+sampled = generate(psi, problems, template, n=params.samples, seed=params.noise_seed + 1, source="psi", **params.generation)
 stage.count(tokens_generated=sum(sampled["num_tokens"]))
 with trainer.reference.model() as frozen:
     rows = add_scores(sampled.to_list(), template, frozen, batch_size=params.batch_size)

@@ -114,11 +114,7 @@ if metrics["steps"]:
 # round raises it on what it learned from; here it is measured on what it has not seen. Off unless `monitor_problems` is set.
 
 # %%
-monitored = {}
-if params.monitor_problems:
-    held_out = em.held_out(params)
-    draws = em.draw(model, held_out, template, params.monitor_samples, params.seed, params.max_rationale_tokens, params.batch_size)
-    monitored = {f"em/{name}": value for name, value in em.monitor(model, draws, params.batch_size).items()}
+monitored = em.monitored(params, template, model)
 monitored
 
 # %%

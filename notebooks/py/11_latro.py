@@ -71,8 +71,8 @@ max_grad_norm: float = 1.0  # gradient norm is clipped to this
 lora: dict | None = None  # train adapters, e.g. {"r": 32, "alpha": 128}; None: all weights
 save_steps: int = 25  # checkpoint every so many updates
 samples: int = 1  # rationales drawn from the model for every training problem at the end
-monitor_problems: int = 0  # of the EM monitor, which has no place here: there is no posterior model
-monitor_samples: int = 64  # of the EM monitor
+monitor_problems: int = 0  # held-out problems of the EM monitor; 0: no monitor
+monitor_samples: int = 64  # K of the EM monitor, rationales per held-out problem
 validation_split: str = "validation"  # split that selects the weights; empty: the last training problems, held out
 validation_limit: int = 200  # validation problems
 validation_samples: int = 4  # samples per validation problem
@@ -87,7 +87,7 @@ params.difference()
 # %%
 import pandas as pd
 
-from brite_lib import plots
+from brite_lib import em, plots
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.params import SPECIAL_CASES
 from brite_lib.ppo import PosteriorPPOTrainer
@@ -145,11 +145,7 @@ plots.training_curves(stage.path("metrics.jsonl"), names, title=params.stage, pa
 # model can learn to answer well whatever it thought.
 
 # %%
-sampled = generate(
-    policy, problems, template, n=params.samples, seed=params.seed + 1, source=params.stage, round=params.round,
-    max_new_tokens=params.max_rationale_tokens + params.max_answer_tokens, max_rationale_tokens=params.max_rationale_tokens,
-    max_answer_tokens=params.max_answer_tokens, answer_kind=params.answer_kind, batch_size=params.batch_size,
-)  # fmt: skip
+sampled = generate(policy, problems, template, n=params.samples, seed=params.noise_seed + 1, source=params.stage, **params.generation)
 stage.count(tokens_generated=sum(sampled["num_tokens"]))
 with trainer.reference.model() as initial:
     rows = add_scores(sampled.to_list(), template, initial, batch_size=params.batch_size)
@@ -157,9 +153,19 @@ rows = add_scores(rows, template, None, policy, batch_size=params.batch_size)
 write_table(rows, RATIONALES, stage.path("rationales.parquet"))
 pd.DataFrame(rows)[["question", "gold", "rationale", "answer_text", "correct", "logp_answer"]].head(8)
 
+# %% [markdown]
+# ## EM monitor
+#
+# $\log P(y^\star \mid x; \pi)$ of the trained model on the validation split, with $\pi$ itself as the proposal. The same split selects
+# the weights, so it flatters a little. Off unless `monitor_problems` is set.
+
+# %%
+monitored = em.monitored(params, template, policy)
+monitored
+
 # %%
 directory = save_policy(policy, template, stage.path("model"))
 table = pd.DataFrame(rows)
 metrics = {f"train/{name}": float(table[name].mean()) for name in ("correct", "finished", "num_tokens", "logp_answer")}
 kept = {"kept_step": step, "validation/pass@1": score, "unfinished_reward": trainer.unfinished_reward}
-stage.finish([directory, stage.path("rationales.parquet")], {**kept, **metrics})
+stage.finish([directory, stage.path("rationales.parquet")], {**kept, **metrics, **monitored})

@@ -134,11 +134,8 @@ used = {
 }
 runs = {name: drr.reason_with_feedback(reasoner, judge, test, template, params) for name, judge in used.items()}
 attempts = runs[params.method]
-votes = generate(
-    reasoner, test, template, params.vote_samples, params.temperature, params.max_rationale_tokens + params.max_answer_tokens,
-    seed=params.seed, max_rationale_tokens=params.max_rationale_tokens, max_answer_tokens=params.max_answer_tokens,
-    answer_kind=params.answer_kind, source="vote", batch_size=params.batch_size,
-).to_list()  # fmt: skip
+options = {**params.generation, "seed": params.seed, "source": "vote"}
+votes = generate(reasoner, test, template, params.vote_samples, params.temperature, **options).to_list()
 
 # %%
 results = drr.compare(runs, votes, params)
