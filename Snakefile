@@ -11,7 +11,7 @@ with chdir(config["launched_from"]):  # paths in an experiment file are relative
     experiment = load_experiment(config["experiment"])
     stages = {spec.key: spec for spec in plan(experiment)}
 run_dir = run_directory(experiment)
-priorities = {"brite_psi": 3, "rs_sampling": 2, "latro": 3, "dpo": 2, "theta_sft": 1, "evaluation": 0, "theory": 0}  # the longest chain of stages first
+priorities = {"brite_psi": 3, "rs_sampling": 2, "latro": 3, "dpo": 2, "drr": 2, "theta_sft": 1, "evaluation": 0, "theory": 0}  # the longest chain of stages first
 report_params = ReportParams(run_dir=f"outputs/{experiment.name}", title=experiment.title)
 
 

@@ -24,6 +24,7 @@ class Step:
     section: str
     fields: dict[str, Any] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)  # of the method, which the experiment file may change
+    answers_itself: bool = False  # it also answers the test problems: there is no model that an evaluation could load
 
 
 def steps_of(method: str, experiment: Experiment) -> list[Step]:
@@ -37,7 +38,8 @@ def evaluated(method: str, experiment: Experiment) -> list[str]:
     """The steps whose models are rows of the result table for a method; the base model is its own."""
     if method == "base":
         return ["base"]
-    return [step.name for step in steps_of(method, experiment) if step.name == method or step.name.startswith(f"{method}_round")]
+    steps = [step for step in steps_of(method, experiment) if not step.answers_itself]
+    return [step.name for step in steps if step.name == method or step.name.startswith(f"{method}_round")]
 
 
 def _bootstrapped(
@@ -116,4 +118,5 @@ MAKERS: dict[str, Callable[[Experiment], list[Step]]] = {
     "iterative_dpo": _dpo("iterative_dpo", with_posterior=False),
     "brite_dpo": _dpo("brite_dpo", with_posterior=True),
     **{name: _in_place(name) for name in IN_PLACE},
+    "drr": lambda experiment: [Step("drr", "drr", {"method": "drr"}, answers_itself=True)],
 }

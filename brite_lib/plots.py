@@ -52,7 +52,7 @@ def styled() -> Iterator[None]:
 def colour_of(method: str) -> Any:
     """The colour of a method in every picture; grey for the base model, black for a method without one."""
     main = [PALETTE[i] for i in (9, 9, 6, 1, 2, 4, 0)]
-    others = [PALETTE[i] for i in (8, 3, 5)] + sns.color_palette("dark")[:6]
+    others = [PALETTE[i] for i in (8, 3, 5)] + sns.color_palette("dark")[:7]
     colours = {"base": GREY, **dict(zip(METHODS[1:], main + others, strict=True))}
     return colours.get(method.partition("_round")[0], "black")
 

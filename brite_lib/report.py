@@ -46,6 +46,7 @@ METHOD_NOTES = {
     "grpo": "θ trained on a verifier's rewards, standardised in groups (GRPO, RLVR)",
     "rloo": "θ trained on a verifier's rewards, leave-one-out baseline (RLOO)",
     "verifree": "θ trained on P(y*|x,z) itself (VeriFree)",
+    "drr": "θ as it is, asked again while a discriminator rejects (DRR); more tokens per answer than the others",
 }
 DIFFERENCES = (
     ("brite", "rs", "the whole gain"),
@@ -56,6 +57,8 @@ DIFFERENCES = (
     ("brite", "rest_em", "against ReST-EM"),
     ("brite_round2", "brite", "the second EM round"),
     ("brite_dpo", "iterative_dpo", "pairs from Qψ instead of θ"),
+    ("brite", "latro", "against LaTRO"),
+    ("brite", "grpo", "against GRPO"),
 )
 SHOWN_METHODS = ("base", "rs", "brite_psi", "brite")
 PSI_METRICS = ("elbo", "kl", "reward/answer_log_prob", "reward/verifier", "entropy", "rationale_length", "finished", "explained_variance")

@@ -131,10 +131,14 @@ def _samples_per_problem(rows: dict[str, list[dict[str, Any]]], path: Path) -> i
 
 
 def _training_cost(evaluation: Path, run_dir: Path) -> dict[str, float]:
-    """Costs of the stage that made the evaluated model and of all stages of the run that it read from, each once."""
+    """Costs of the stage that made the evaluated model and of all stages of the run that it read from, each once.
+
+    A stage that trained something and answered itself (DRR) counts as the one that made the model; its seconds include its answers.
+    """
     run_dir = run_dir.resolve()
     total = dict.fromkeys(COSTS, 0.0)
-    todo, seen = [resolve_path(read_record(evaluation)["params"]["model"])], set()
+    record = read_record(evaluation)
+    todo, seen = [evaluation if record["tokens_trained"] else resolve_path(record["params"]["model"])], set()
     while todo:
         record_path = todo.pop().resolve().with_name("stage.json")
         if record_path in seen or not record_path.is_relative_to(run_dir) or not record_path.is_file():

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from brite_lib.errors import InputError
 from brite_lib.lifeline import end_processes
-from brite_lib.params import PROJECT_ROOT, Experiment, ModelStageParams, load_experiment
+from brite_lib.params import PROJECT_ROOT, DrrParams, Experiment, ModelStageParams, load_experiment
 from brite_lib.stages import StageSpec, is_path, is_toy, plan, run_directory, token_bounds
 
 RESULT_COLUMNS = ("method", "benchmark", "metric", "k", "mean", "ci_low", "ci_high", "n_problems", "seconds")
@@ -57,7 +57,9 @@ def check_data(stages: list[StageSpec]) -> None:
     from brite_lib.problems import load_problems
 
     with_data = [spec.params for spec in stages if isinstance(spec.params, ModelStageParams)]
-    for data, split, limit in dict.fromkeys((params.data, params.split, params.limit) for params in with_data):
+    read = [(params.data, params.split, params.limit) for params in with_data]
+    read += [(params.test_data, params.test_split, params.test_limit) for params in with_data if isinstance(params, DrrParams)]
+    for data, split, limit in dict.fromkeys(read):
         if is_toy(data) or is_path(data):
             load_problems(data, split, limit)
 

@@ -13,6 +13,7 @@ from brite_lib.errors import InputError
 from brite_lib.params import (
     PROJECT_ROOT,
     DpoParams,
+    DrrParams,
     EvalParams,
     Experiment,
     LatroParams,
@@ -34,6 +35,7 @@ SECTIONS: dict[str, type[ModelStageParams]] = {
     "rejection": RejectionParams,
     "evaluation": EvalParams,
     "dpo": DpoParams,
+    "drr": DrrParams,
     **dict.fromkeys(IN_PLACE, LatroParams),
 }
 
@@ -44,6 +46,7 @@ NOTEBOOKS = {
     "rejection": "10_rejection_sampling.ipynb",
     "theory": "01_theory_rkhs.ipynb",
     "dpo": "04_dpo.ipynb",
+    "drr": "12_drr.ipynb",
     **dict.fromkeys(IN_PLACE, "11_latro.ipynb"),
 }
 
@@ -59,6 +62,9 @@ OWNED = {
     "data": "tasks",
     "split": "tasks (train_split, test_split)",
     "limit": "tasks (train_limit, test_limit)",
+    "test_data": "tasks",
+    "test_split": "tasks",
+    "test_limit": "tasks",
     "method": "methods",
     "benchmark": "tasks",
     "rationales": "methods",
@@ -120,6 +126,9 @@ def token_bounds(params: StageParams) -> tuple[int, int, bool]:
     problems = 1 if unknown else params.limit or 1000
     length = params.max_rationale_tokens + params.max_answer_tokens
     match params:
+        case DrrParams():
+            attempts = params.chains * params.turns * problems
+            return attempts * length, int(params.epochs * attempts * length), unknown
         case DpoParams():
             drawn = params.samples * problems * length
             return drawn, int(params.epochs * 2 * problems * length), unknown  # a pair has two
@@ -187,11 +196,13 @@ def _task_stages(
         )
 
     train = {"model": model, "data": task.data, "split": task.train_split, "limit": task.train_limit}
+    answered = {"test_data": task.test_data, "test_split": task.test_split, "test_limit": task.test_limit, "benchmark": task.name}
     steps = {step.name: step for method in experiment.methods for step in steps_of(method, experiment)}
     for step in steps.values():
-        fields = train | step.fields
+        fields = train | step.fields | (answered if step.answers_itself else {})
         style = fields.pop("style", "")
-        add(step.name, step.section, train_files, fields | ({"data": f"{task.data}:{style}"} if style else {}), step.defaults)
+        files = tuple(dict.fromkeys(train_files + test_files)) if step.answers_itself else train_files
+        add(step.name, step.section, files, fields | ({"data": f"{task.data}:{style}"} if style else {}), step.defaults)
     test = {"data": task.test_data, "split": task.test_split, "limit": task.test_limit, "reference_model": model, "benchmark": task.name}
     for name in dict.fromkeys(name for method in experiment.methods for name in evaluated(method, experiment)):
         made_by = model if name == "base" else f"@{name}/model"

@@ -111,3 +111,13 @@ def test_unequal_samples_are_an_error(tmp_path):
     write_evaluation(tmp_path / "seed0" / "eval_base", tmp_path, "base", [[True, True], [True]], [True, True])
     with pytest.raises(InputError, match="p1: has 1 samples, other problems have 2"):
         collect(tmp_path)
+
+
+def test_a_stage_that_trains_and_answers_is_its_own_cost(tmp_path):
+    write_run(tmp_path / "run", seeds=1)
+    psi, drr = tmp_path / "run" / "seed0" / "brite_psi", tmp_path / "run" / "seed0" / "drr"
+    write_evaluation(drr, psi / "model", "drr", [[True], [True]], [True, True])
+    write_stage(drr, (psi / "model",), seconds=7.0, generated=40, trained=20, method="drr", benchmark="toy", model=str(psi / "model"))
+    rows = [row for row in collect(tmp_path / "run") if row["method"] == "drr"]
+    assert {row["metric"]: row["mean"] for row in rows} == {"pass@1": 1.0, "greedy": 1.0}
+    assert {(row["seconds"], row["tokens_generated"], row["tokens_trained"]) for row in rows} == {(17.0, 140.0, 70.0)}

@@ -20,7 +20,7 @@ def by_name(experiment: Experiment) -> dict:
 
 def test_every_method_of_one_task():
     stages = by_name(make(seeds=[3], dpo_iterations=1))
-    evaluations = {f"seed3/eval_{method}" for method in METHODS}
+    evaluations = {f"seed3/eval_{method}" for method in METHODS if method != "drr"}
     learners = {f"seed3/{method}" for method in METHODS if method != "base"}
     sources = {f"seed3/{method}_sampling" for method in ("rs", "posterior", "raft", "star", "rest_em")} | {"seed3/brite_dpo_psi_round1"}
     assert set(stages) == evaluations | learners | sources
@@ -58,7 +58,7 @@ def test_what_each_learner_learns(method, rationales, data, reads):
 
 def test_what_each_evaluation_loads():
     stages = by_name(make(tasks=[{"name": "t", "data": "toy:easy", "test_data": "toy:hard", "test_split": "validation", "test_limit": 7}]))
-    for method in METHODS:
+    for method in (method for method in METHODS if method != "drr"):
         spec = stages[f"seed0/eval_{method}"]
         params = spec.params
         assert isinstance(params, EvalParams)
@@ -211,3 +211,13 @@ def test_the_rejection_family_differs_in_its_strategy():
     assert stages["seed0/star_sampling_round2"].params.model == "outputs/x/seed0/star/model"
     assert stages["seed0/raft_round2"].params.model == "outputs/x/seed0/raft/model"
     assert stages["seed0/rest_em"].params.reward_weighted and not stages["seed0/raft"].params.reward_weighted
+
+
+def test_drr_trains_and_answers_in_one_stage():
+    stages = by_name(make(methods=["base", "drr"], drr={"turns": 3}))
+    assert set(stages) == {"seed0/drr", "seed0/eval_base"}
+    drr, evaluation = stages["seed0/drr"].params, stages["seed0/eval_base"].params
+    assert (drr.method, drr.turns, drr.data, drr.split) == ("drr", 3, "toy:easy", "train")
+    assert (drr.test_data, drr.test_split, drr.test_limit) == (evaluation.data, evaluation.split, evaluation.limit)
+    with pytest.raises(InputError, match="drr: test_split: is decided by the experiment's tasks"):
+        plan(make(methods=["drr"], drr={"test_split": "validation"}))

@@ -11,7 +11,7 @@ from brite_lib.params.base import NonNegativeInt, PositiveInt, Strict, suggestio
 METHODS = (
     *("base", "sft", "sft_careless", "sft_careful"),
     *("rs", "posterior", "brite_psi", "brite"),
-    *("raft", "star", "rest_em", "iterative_dpo", "brite_dpo", "latro", "grpo", "rloo", "verifree"),
+    *("raft", "star", "rest_em", "iterative_dpo", "brite_dpo", "latro", "grpo", "rloo", "verifree", "drr"),
 )
 
 
@@ -58,6 +58,7 @@ class Experiment(Strict):
     grpo: dict[str, Any] = Field({}, description="settings of GRPO (RLVR)")
     rloo: dict[str, Any] = Field({}, description="settings of RLOO")
     verifree: dict[str, Any] = Field({}, description="settings of VeriFree")
+    drr: dict[str, Any] = Field({}, description="settings of DRR")
     theory: dict[str, Any] | None = Field(None, description="run the theory notebook with these settings; {}: its defaults")
 
     @model_validator(mode="after")

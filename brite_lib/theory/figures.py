@@ -182,4 +182,3 @@ def _bars(ax: Axes, budget: Budget, at: Sequence[int]) -> None:
 def _line(ax: Axes, values: Array, **style: object) -> None:
     shown = values > SMALLEST
     ax.plot(np.arange(1, values.size + 1)[shown], values[shown], **style)
-
