@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from brite_lib.benchmarks import answer_kind_of
 from brite_lib.params.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict
 
 
@@ -65,12 +66,20 @@ class ModelStageParams(StageParams):
     data: str = Field("toy:easy", description="problems: toy:<level>, a hub data set, or a .jsonl/.parquet path")
     split: str = Field("train", description="split of the data")
     limit: PositiveInt | None = Field(None, description="use only so many problems; null: all (1000 on the toy task)")
-    answer_kind: Literal["exact", "number", "math", "choice"] = Field("exact", description="how answers are compared")
+    answer_kind: Literal["auto", "exact", "number", "math", "choice", "code"] = Field(
+        "auto", description="how answers are compared; auto: as the benchmark wants it, exact on the toy task, math for other data"
+    )
     max_rationale_tokens: PositiveInt = Field(32, description="longest rationale z, boundary included; longer ones are unfinished")
     max_answer_tokens: PositiveInt = Field(8, description="longest answer y, end token included")
     batch_size: PositiveInt = Field(512, description="sequences per forward pass without gradients, and per call of generate")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: bfloat16 on CUDA, else float32")
+
+    @model_validator(mode="after")
+    def _resolve_answer_kind(self) -> Self:
+        if self.answer_kind == "auto":
+            self.answer_kind = answer_kind_of(self.data)
+        return self
 
     @property
     def generation(self) -> dict[str, Any]:
