@@ -12,13 +12,13 @@ import pandas as pd
 
 from brite_lib.params import resolve_path
 from brite_lib.records import read_record
-from brite_lib.report import Run, cost_table, difference_table, load_run, provenance, result_table, sampling_table
+from brite_lib.report import Run, cost_table, difference_table, load_run, monitor_table, provenance, result_table, sampling_table
 from brite_lib.stats import paired_difference, t_interval
 from brite_lib.theory import census
 
 
 def markdown(run: Run) -> str:
-    """Results with per-seed values, paired differences, missed problems, costs and provenance."""
+    """Results with per-seed values, paired differences, the EM monitor, missed problems, costs and provenance."""
     facts = provenance(run)
     seconds = sum(record["seconds"] for record in run.records.values())
     machine = f"{os.cpu_count()} CPU cores ({platform.machine()})"
@@ -29,11 +29,25 @@ def markdown(run: Run) -> str:
         _table(result_table(run, "pass@1").drop(columns="metric")),
         "### Paired differences, percentage points",
         _table(difference_table(run)),
+        "### Other measures, %",
+        _table(other_measures(run)),
     ]
+    monitored = monitor_table(run)
+    if not monitored.empty:
+        parts += ["### EM monitor, nats per held-out problem, means over seeds", _table(monitored)]
     missed = missed_problems(run)
     if not missed.empty:
         parts += ["### What rejection sampling missed", _table(missed)]
     return "\n\n".join([*parts, "### Cost per method, means over seeds", _table(cost_table(run))]) + "\n"
+
+
+def other_measures(run: Run) -> pd.DataFrame:
+    """Everything but pass@1 with its interval, one column per metric."""
+    table = result_table(run)
+    table = table[table["metric"] != "pass@1"]
+    table = table.assign(value=table["accuracy %"].astype(str) + " " + table["95 % interval"])
+    wide = table.pivot(index=["benchmark", "method"], columns="metric", values="value").fillna("")
+    return wide.reindex(pd.MultiIndex.from_frame(table[["benchmark", "method"]].drop_duplicates())).reset_index()
 
 
 def missed_problems(run: Run) -> pd.DataFrame:
@@ -83,7 +97,8 @@ def limits_markdown(paths: list[Path]) -> str:
 
 
 def _table(table: pd.DataFrame) -> str:
-    return table.to_markdown(index=False, disable_numparse=True)
+    escaped = table.map(lambda cell: cell.replace("|", "\\|") if isinstance(cell, str) else cell)
+    return escaped.rename(columns=lambda name: name.replace("|", "\\|")).to_markdown(index=False, disable_numparse=True)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,10 @@ DIFFERENCES = (
     ("brite_dpo", "iterative_dpo", "pairs from Qψ instead of θ"),
     ("brite", "latro", "against LaTRO"),
     ("brite", "grpo", "against GRPO"),
+    ("brite", "verifree", "against VeriFree"),
+    ("brite_round2", "raft_round2", "two rounds each, against RAFT"),
+    ("brite_round2", "star_round2", "two rounds each, against STaR"),
+    ("brite_round2", "rest_em_round2", "two rounds each, against ReST-EM"),
 )
 SHOWN_METHODS = ("base", "rs", "brite_psi", "brite")
 PSI_METRICS = ("elbo", "kl", "reward/answer_log_prob", "reward/verifier", "entropy", "rationale_length", "finished", "explained_variance")

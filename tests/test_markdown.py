@@ -3,8 +3,10 @@
 import json
 
 import pandas as pd
+from test_report import extend_record, write_toy_run
 
-from brite_lib.markdown import census_markdown, limits_markdown
+from brite_lib.markdown import census_markdown, limits_markdown, markdown
+from brite_lib.report import load_run
 from brite_lib.theory.census import run_census
 
 
@@ -30,3 +32,17 @@ def test_a_census(tmp_path):
     text = census_markdown(tmp_path / "census.parquet")
     assert f"| attained | {(table['status'] == 'attained').sum()}" in " ".join(text.split())
     assert len(pd.read_parquet(tmp_path / "census.parquet")) == 6 and "| all " in text and "identity_f" in text
+
+
+def test_a_run(tmp_path):
+    write_toy_run(tmp_path / "run", seeds=2)
+    monitored = {"em/log_marginal": -1.5, "em/log_marginal_se": 0.1, "em/elbo": -1.7, "em/gap": 0.2, "em/kl": 0.3, "em/ess": 60.0}
+    for seed in (0, 1):
+        extend_record(tmp_path / "run" / f"seed{seed}" / "brite_psi", metrics=monitored, params={"round": 1})
+    run = load_run(tmp_path / "run")
+    cells = [[cell.strip() for cell in line.split(" | ")] for line in markdown(run).splitlines()]
+    votes = {row["method"]: f"{100 * row['mean']:.1f}" for row in run.rows if row["metric"] == "maj@3"}
+    (brite,) = [row for row in cells if len(row) == 4 and row[1] == "brite"]  # benchmark, method, greedy, maj@3
+    assert brite[3].startswith(votes["brite"])
+    assert ["| 1", "brite_psi", "-1.500", "0.100", "-1.700", "0.200", "0.300", "60.000 |"] in cells
+    assert any("log P(y*\\|x)" in row for row in cells)
