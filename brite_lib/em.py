@@ -23,8 +23,8 @@ from torch import nn
 
 from brite_lib.errors import InputError
 from brite_lib.likelihood import score
-from brite_lib.params import PsiParams, ThetaParams, resolve_path
-from brite_lib.problems import load_problems
+from brite_lib.params import PsiParams, ThetaParams
+from brite_lib.problems import has_split, load_problems
 from brite_lib.rollouts import sample, sample_seed
 from brite_lib.template import RationaleTemplate
 
@@ -185,15 +185,15 @@ def monitored(
 
 
 def held_out(params: PsiParams | ThetaParams) -> list[dict[str, Any]]:
-    """The monitor's problems: the head of the validation split, or of the training problems where the data has none; says which."""
-    split, reason = "validation", ""
-    try:
-        if resolve_path(params.data).is_file():  # load_problems would take it under any split's name
-            raise InputError(f"{params.data} is a single file")
-        problems = load_problems(params.data, split, params.monitor_problems)
-    except InputError as error:
-        split, reason = params.split, f", there is no validation split ({error})"
-        problems = load_problems(params.data, split, params.monitor_problems)
+    """The monitor's problems: the head of the validation split, or of the training problems where the data has none; says which.
+
+    Raises:
+        InputError: one sentence, if the split is there but cannot be read.
+    """
+    has_validation = has_split(params.data, "validation")
+    split = "validation" if has_validation else params.split
+    problems = load_problems(params.data, split, params.monitor_problems)
+    reason = "" if has_validation else f", as {params.data} has no validation split"
     print(f"EM monitor: {params.monitor_samples} rationales for each of {len(problems)} {split} problems{reason}")
     return problems.to_list()
 

@@ -54,7 +54,7 @@ def check_data(stages: list[StageSpec]) -> None:
     Raises:
         InputError: one sentence naming the file and the row.
     """
-    from brite_lib.problems import load_problems
+    from brite_lib.problems import has_split, load_problems
 
     with_data = [spec.params for spec in stages if isinstance(spec.params, ModelStageParams)]
     read = [(params.data, params.split, params.limit) for params in with_data]
@@ -62,6 +62,9 @@ def check_data(stages: list[StageSpec]) -> None:
     for data, split, limit in dict.fromkeys(read):
         if is_toy(data) or is_path(data):
             load_problems(data, split, limit)
+    for data in dict.fromkeys(params.data for params in with_data if getattr(params, "monitor_problems", 0)):
+        if is_path(data) and has_split(data, "validation"):
+            load_problems(data, "validation")
 
 
 def run(path: Path, experiment: Experiment, stages: list[StageSpec], run_dir: Path, cores: int, snakemake_options: list[str]) -> int:

@@ -33,6 +33,9 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "splits").mkdir()
     shutil.copy(tmp_path / "good.jsonl", tmp_path / "splits/train.jsonl")
     shutil.copy(tmp_path / "no_answer.jsonl", tmp_path / "splits/test.jsonl")
+    (tmp_path / "monitored").mkdir()
+    for split, rows_of in (("train", "good"), ("test", "good"), ("validation", "no_answer")):
+        shutil.copy(tmp_path / f"{rows_of}.jsonl", tmp_path / f"monitored/{split}.jsonl")
     (tmp_path / "bin").mkdir()
     shutil.copy(PROJECT_ROOT / "assets/tiny-base/config.json", tmp_path / "bin")
     (tmp_path / "bin/pytorch_model.bin").write_bytes(b"\x80")
@@ -62,6 +65,7 @@ def experiment(folder: Path, data: str = "toy:easy", **changes: object) -> Path:
         ({"data": "twice.jsonl"}, "{folder}/twice.jsonl: row 2: id: 'a' is already in row 1"),
         ({"data": "cut.parquet"}, "{folder}/cut.parquet: is no whole parquet file, it may be truncated: *"),
         ({"data": "splits"}, "{folder}/splits/test.jsonl: row 2: answer: is missing"),  # found before, not after training
+        ({"data": "monitored", "psi": {"monitor_problems": 1}}, "{folder}/monitored/validation.jsonl: row 2: answer: is missing"),
     ],
 )
 def test_run(folder, changes, sentence, monkeypatch, capsys):

@@ -178,4 +178,11 @@ def test_held_out_problems(tmp_path, capsys):
     path.write_text('{"question": "1+1", "answer": "2"}\n{"question": "1+2", "answer": "3"}\n')
     for data in (path, tmp_path):
         assert len(em.held_out(PsiParams.parse({"monitor_problems": 1, "data": str(data)}))) == 1
-        assert "1 train problems, there is no validation split" in capsys.readouterr().out
+        assert f"1 train problems, as {data} has no validation split" in capsys.readouterr().out
+
+
+def test_a_broken_validation_file_is_no_missing_one(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
+    (tmp_path / "validation.jsonl").write_text('{"question": "1+2"}\n')
+    with pytest.raises(InputError, match=r"validation.jsonl: row 1: answer: is missing"):
+        em.held_out(PsiParams.parse({"monitor_problems": 1, "data": str(tmp_path)}))

@@ -8,7 +8,7 @@ import pytest
 
 from brite_lib.errors import InputError
 from brite_lib.params import PROJECT_ROOT
-from brite_lib.problems import LEVELS, Problem, load_problems, style_of
+from brite_lib.problems import LEVELS, Problem, has_split, load_problems, style_of
 from brite_lib.problems import load as load_module
 
 DATA = PROJECT_ROOT.parent / "shared" / "data"
@@ -147,11 +147,22 @@ def test_hub_rows_and_an_unreachable_hub(monkeypatch):
     def load_dataset(repository, configuration, split):
         if repository != "openai/gsm8k":
             raise ConnectionError("Couldn't reach the Hub")
-        assert (configuration, split) == ("main", "test")
-        return [{"question": "q", "answer": "it is <<1+1=2>>2\n#### 2"}]
+        assert configuration == "main"
+        rows = {"test": [{"question": "q", "answer": "it is <<1+1=2>>2\n#### 2"}]}
+        return rows[split] if split else rows
 
     monkeypatch.setattr(load_module, "load_dataset", load_dataset)
     row = load_problems("gsm8k", "test")[0]
     assert (row["id"], row["answer"], row["rationale"]) == ("gsm8k/test/0", "2", "it is 2")
     with pytest.raises(InputError, match=r"org/name \(test\): cannot be loaded from the hub .*give a local path"):
         load_problems("org/name", "test")
+    assert has_split("gsm8k", "test") and not has_split("gsm8k", "validation")
+    with pytest.raises(InputError, match=r"org/name \(its splits\): cannot be loaded from the hub"):
+        has_split("org/name", "validation")
+
+
+def test_which_splits_there_are(tmp_path):
+    file = write_lines(tmp_path / "train.jsonl", GOOD)
+    assert has_split("toy:easy", "validation") and not has_split("toy:easy", "dev")
+    assert has_split(str(tmp_path), "train") and not has_split(str(tmp_path), "validation")
+    assert not has_split(str(file), "train")

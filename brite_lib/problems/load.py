@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from brite_lib.errors import InputError
 from brite_lib.params import resolve_path, suggestion
 from brite_lib.problems.problem import Problem
-from brite_lib.problems.toy import HUMANS, LEVELS, toy_problems
+from brite_lib.problems.toy import HUMANS, LEVELS, SPLITS, toy_problems
 from brite_lib.stages import is_path, is_toy
 
 FEATURES = Features({name: List(Value("string")) if name == "choices" else Value("string") for name in Problem.model_fields})
@@ -68,6 +68,19 @@ def load_problems(source: str, split: str, limit: int | None = None, seed: int =
     if limit is not None and seed > 0:
         problems = problems.shuffle(seed=seed)
     return problems if limit is None else problems.select(range(min(limit, len(problems))))
+
+
+def has_split(source: str, split: str) -> bool:
+    """Whether a source has a split of this name; a single file has none, as :func:`load_problems` takes it under any.
+
+    Raises:
+        InputError: one sentence, if the hub is out of reach or has no such data set.
+    """
+    if is_toy(source):
+        return split in SPLITS
+    if is_path(source) or source.endswith(FILE_ENDINGS):
+        return any((resolve_path(source) / f"{split}{ending}").is_file() for ending in FILE_ENDINGS)
+    return split in _from_hub(source, None)
 
 
 def _toy(source: str, split: str, limit: int | None) -> list[Problem]:
@@ -127,7 +140,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         raise InputError(f"{path}: breaks off after row {number}, it may be truncated: {error}") from None
 
 
-def _from_hub(source: str, split: str) -> Iterable[dict[str, Any]]:
+def _from_hub(source: str, split: str | None) -> Any:
+    """The rows of a split; None: all splits by name."""
     repository, configuration = HUB_NAMES.get(source, (source, None))
     if repository.count("/") != 1:
         raise InputError(f"data: {source!r} is no toy:<level>, path or org/name of the hub{suggestion(source, HUB_NAMES)}")
@@ -135,7 +149,8 @@ def _from_hub(source: str, split: str) -> Iterable[dict[str, Any]]:
         return load_dataset(repository, configuration, split=split)
     except (OSError, ValueError, DatasetsError) as error:  # no network, no such data set, no such split, broken download
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"data: {repository} ({split}): cannot be loaded from the hub ({reason}); offline, give a local path") from None
+        place = f"{repository} ({split or 'its splits'})"
+        raise InputError(f"data: {place}: cannot be loaded from the hub ({reason}); offline, give a local path") from None
 
 
 def _validated(rows: Iterable[tuple[int, Any]], name: str, place: str) -> Iterator[Problem]:
