@@ -167,6 +167,8 @@ class PosteriorPPOTrainer:
         terminal = self._terminal(problems, completions, answer if live else [part.sum().item() for part in anchor.answer])
         mask = _pad([torch.ones(len(a), dtype=torch.bool) for a in actions])
         rewards = token_rewards(log_prob, reference, terminal, mask, self.config.kl_coef)
+        thinking = [torch.arange(len(ids)) < len(completion.rationale_ids) for ids, completion in zip(actions, completions, strict=True)]
+        rewards -= self.config.brevity_cost * _pad(thinking)
         advantages, returns = self._advantages(rewards, values, mask)
         return Experience(
             prompts, actions, forced, completions, mask, log_prob, reference, entropy, values, rewards, terminal, advantages, returns

@@ -1,7 +1,9 @@
 """The terminal rewards: the two that BRiTE runs (section 4.1; paper.md section 1.3), and VeriFree's.
 
 A reward says which sampled tokens are actions, which answer is forced behind them for scoring, and what the
-finished ones earn on their last action. The per-token KL to the frozen θ is the trainer's, the same for both.
+finished ones earn on their last action. The per-token KL to the frozen θ is the trainer's, the same for both; so is
+``brevity_cost``, which every z pays for its |z| tokens, finished or not: P(o=1|x,z,y*) is then P(y*|x,z)·exp(−cost·|z|) (or
+exp(R/β − cost·|z|)), and the optimum is Q ∝ P_θ(z|x)·P_θ(y*|x,z)^{1/c}·exp(−cost·|z|/c) (or P_θ(z,y|x)·exp((R/β − cost·|z|)/c)).
 """
 
 import math

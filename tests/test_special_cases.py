@@ -92,6 +92,25 @@ def test_latro(advantage, seed, weight):
     assert_ascends(trainer, sequences, (log_pi.exp() * (signal - BETA * (log_pi - log_pi0))).sum())
 
 
+@pytest.mark.parametrize("kl_coef", [1.0, 0.5])
+@pytest.mark.parametrize(("reward", "advantage"), [("answer_likelihood", "rloo"), ("answer_likelihood", "gae"), ("verifier", "gae")])
+def test_brevity(reward, advantage, kl_coef):
+    """c·KL(Q‖Q*) with the stated optimum Q* ∝ P_θ·exp((reward − cost·|z|)/c); |z| has the boundary, and unfinished z pay too."""
+    cost = 0.7
+    settings = {"reward": reward, "advantage": advantage, "kl_coef": kl_coef, "brevity_cost": cost, "gae_lambda": 1.0}
+    trainer, theta = make_trainer(**settings, unfinished_reward=UNFINISHED if reward == "answer_likelihood" else None)
+    if reward == "verifier":
+        sequences, log_pi, log_pi0, terminal = enumerate_answers(trainer, theta)
+    else:
+        sequences, log_pi, log_pi0, _, finished = enumerate_all(trainer, theta)
+        log_y = log_prob(theta, [5, 0, 1, 0], [[*ids, 0, 3] for ids in sequences]).detach() - log_pi0
+        terminal = torch.where(finished, log_y, torch.tensor(UNFINISHED, dtype=torch.float64))
+    boundary = trainer.template.boundary_ids[0]
+    lengths = torch.tensor([ids.index(boundary) + 1 if boundary in ids else len(ids) for ids in sequences])
+    optimum = (log_pi0 + (terminal - cost * lengths) / kl_coef).log_softmax(0)
+    assert_ascends(trainer, sequences, -kl_coef * (log_pi.exp() * (log_pi - optimum)).sum())
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_verifree(seed):
     """E_π[π(y*|x,z)], where an unfinished z has no chance: its reward is 0."""

@@ -57,6 +57,11 @@ _LIVE = {"scorer": "live", "answer_nll_weight": 1.0}
 SPECIAL_CASES = {
     "BRiTE ψ, reward (i)": SpecialCase({}, "E_Q[log P_θ(y*|x,z)] − c·KL(Q(z)‖P_θ)", "Q ∝ P_θ(z|x)·P_θ(y*|x,z)^(1/c); c = 1: the posterior"),
     "BRiTE ψ, reward (ii)": SpecialCase({"reward": "verifier"}, "E_Q[R]/β − c·KL(Q(z,y)‖P_θ)", "Q ∝ P_θ(z,y|x)·exp(R/(cβ))"),
+    "BRiTE ψ, brief": SpecialCase(
+        {"brevity_cost": 0.3},
+        "of either, − cost·E_Q[|z|]",
+        "the same, times exp(−cost·|z|/c): P(o=1) falls with every token",
+    ),
     "LaTRO, paper": SpecialCase(
         {**_LIVE, "kl_coef": 0.05, "rationales_per_prompt": 16},
         "E_π[log π(y*|x,z)] − β·KL(π(z)‖π₀), both terms",

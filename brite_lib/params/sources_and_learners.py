@@ -18,6 +18,9 @@ class PsiParams(ModelStageParams):
     )
     beta: PositiveFloat = Field(1.0, description="β of reward (ii): a correct answer is worth 1/β nats")
     kl_coef: NonNegativeFloat = Field(1.0, description="c; only c = 1 has the posterior as its optimum")
+    brevity_cost: NonNegativeFloat = Field(
+        0.0, description="nats that every sampled token of z costs, boundary included: a richer signal o that wants short thinking"
+    )
     scorer: Literal["frozen", "live"] = Field(
         "frozen", description="who scores y* in reward (i): frozen θ, or the policy as it moves (LaTRO); the KL anchor is always θ"
     )

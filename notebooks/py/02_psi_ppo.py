@@ -43,6 +43,7 @@ threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 reward: str = "answer_likelihood"  # reward (i) log P(y*|x,z;θ), or (ii) verifier: R/β on a sampled y
 beta: float = 1.0  # β of reward (ii)
 kl_coef: float = 1.0  # c; only c = 1 has the posterior as its optimum
+brevity_cost: float = 0.0  # nats that every sampled token of z costs, boundary included: a signal o that wants short thinking
 scorer: str = "frozen"  # who scores y* in reward (i): frozen θ, or live: the policy as it moves (LaTRO)
 answer_signal: str = "log_prob"  # reward (i) is log P(y*|x,z), or prob: P(y*|x,z) itself (VeriFree)
 answer_nll_weight: float = 0.0  # scorer: live also sends the gradient of its signal through y*, times this; 1 is exact

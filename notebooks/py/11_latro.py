@@ -44,6 +44,7 @@ threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 reward: str = "answer_likelihood"  # reward (i) log P(y*|x,z;θ), or (ii) verifier: R/β on a sampled y
 beta: float = 1.0  # β of reward (ii)
 kl_coef: float = 0.05  # β of the KL to the initial model (the paper: 0.05 GSM8K, 0.25 ARC)
+brevity_cost: float = 0.0  # nats that every sampled token of z costs, boundary included: a signal o that wants short thinking
 scorer: str = "live"  # who scores y*: the policy as it moves (LaTRO), or frozen: the initial model (BRiTE)
 answer_signal: str = "log_prob"  # reward (i) is log P(y*|x,z), or prob: P(y*|x,z) itself (VeriFree)
 answer_nll_weight: float = 1.0  # weight of the gradient through y*, the second term; 1 is exact, 0 LaTRO's code
