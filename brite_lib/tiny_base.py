@@ -8,7 +8,7 @@ sequence in eight is of a format for later work: the answer shown as a hint (STa
 """
 
 import random
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
@@ -37,11 +37,12 @@ SKILL_CAREFUL_SHARE = 0.9
 REFRESHER_SHARE = 0.25  # of the second phase: long chains with one total, careful as in the first, so that the skill stays
 
 
-def make_template() -> RationaleTemplate:
-    """Tokenizer (an operation such as ``+4`` and a result such as ``=7`` are one token each) with the toy's formats."""
-    words = [*"0123456789", *(f"{sign}{digit}" for sign in "+-=" for digit in range(10)), "@3", "?", "#", ":"]
+def make_template(tokens: Literal["operations", "characters"] = "operations") -> RationaleTemplate:
+    """Tokenizer with the toy's formats: an operation such as ``+4`` and a result such as ``=7`` are one token, or two characters."""
+    signed = [f"{sign}{digit}" for sign in "+-=" for digit in range(10)] + ["@3"]
+    words = [*"0123456789", *(signed if tokens == "operations" else "+-=@"), "?", "#", ":"]
     core = Tokenizer(models.WordLevel({token: i for i, token in enumerate([*SPECIAL, *words])}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[+\-=@]?\d|."), "isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[+\-=@]?\d|." if tokens == "operations" else "."), "isolated")
     core.decoder = decoders.Fuse()  # no spaces between tokens
     core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", SPECIAL.index("<bos>"))])
     tokenizer = PreTrainedTokenizerFast(

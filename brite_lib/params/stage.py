@@ -128,6 +128,9 @@ class TinyBaseParams(ModelStageParams):
         "", description="where the model directory is written; empty: <output_dir>/model (assets/tiny-base is the committed one)"
     )
     fast: bool = Field(False, description="a smaller model in about a minute, for the test of the notebook itself")
+    tokens: Literal["operations", "characters"] = Field(
+        "operations", description="an operation such as +4 is one token, or two characters (assets/tiny-student)"
+    )
     hidden_size: PositiveInt = Field(96, description="width of the transformer")
     layers: PositiveInt = Field(3, description="depth of the transformer")
     skill_steps: PositiveInt = Field(5000, description="optimiser steps of the first phase")

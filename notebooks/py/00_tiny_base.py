@@ -32,6 +32,9 @@ seed: int = 0  # seed of the data, the initialisation and the order of training
 output_dir: str = "outputs/scratch/tiny_base"  # where the stage record and figures go
 model_dir: str = ""  # where the model goes; empty: <output_dir>/model; the committed model is assets/tiny-base
 fast: bool = False  # a smaller model in about a minute, to test this notebook
+tokens: str = "operations"  # an operation such as +4 is one token, or two characters (assets/tiny-student)
+hidden_size: int = 96  # width of the transformer
+layers: int = 3  # depth of the transformer
 skill_steps: int = 5000  # optimiser steps of the first phase
 habit_steps: int = 800  # optimiser steps of the second phase
 train_batch_size: int = 64  # sequences per optimiser step
@@ -78,7 +81,7 @@ pd.DataFrame({"steps": range(1, 10), "careful share": [round(toy.careful_share(n
 # A sequence as the model sees it: one token per operation, per result and per digit. `#` is the boundary that ends $z$.
 
 # %%
-template = tiny_base.make_template()
+template = tiny_base.make_template(params.tokens)
 sequence = template.prompt_ids("3+4-2-9") + template.rationale_ids("+4=7-2=5-9=6") + template.answer_ids("6")
 print(" ".join(template.tokens(sequence)))
 assert template.split(sequence[len(template.prompt_ids("3+4-2-9")) :]).answer == "6"
@@ -128,7 +131,7 @@ rows = []
 limit, n = (300, 100) if not params.fast else (40, 30)
 for level in toy.LEVELS:
     problems = load_problems(f"toy:{level}", "validation", limit=limit)
-    samples = generate(model, problems, template, n=n, max_new_tokens=32, seed=params.seed, source=level).to_pandas()
+    samples = generate(model, problems, template, n=n, max_new_tokens=48, seed=params.seed, source=level).to_pandas()
     hit = samples[samples["sample"] < 30].groupby("id")["correct"].any()
     overall = {"level": level, "pass@1": samples["correct"].mean(), "missed": 1 - hit.mean()}
     for style, values in tiny_base.accuracy_by_style(samples.to_dict("records")).items():
