@@ -44,6 +44,7 @@ STEP_ZERO_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16:
 class Experience:
     """One batch of sampled completions with everything an update needs; tensors are (B, T) unless said otherwise."""
 
+    problems: Sequence[dict[str, Any]]
     prompts: list[list[int]]
     actions: list[list[int]]
     forced: list[list[int]]  # scored behind the actions: y*, for reward (i)
@@ -107,6 +108,7 @@ class PosteriorPPOTrainer:
             num_training_steps=updates,
         )
         self.step = 0
+        self.latest: Experience | None = None  # the last step's batch, for who looks on
         self.unfinished_reward = config.unfinished_reward if config.unfinished_reward is not None else self.reward.unfinished_default()
         self.tokens_generated = self.tokens_trained = 0
         self.seconds = self.seconds_before = 0.0  # of training in all, and of interrupted runs before this one
@@ -141,6 +143,7 @@ class PosteriorPPOTrainer:
         experience = self.experience(chosen, self.rollout(chosen, "step", self.step))
         if self.step == 0:
             self._assert_anchor(experience)
+        self.latest = experience
         update = self.update(experience)
         self.step += 1
         return {**self.metrics(experience), **update}
@@ -171,7 +174,8 @@ class PosteriorPPOTrainer:
         rewards -= self.config.brevity_cost * _pad(thinking)
         advantages, returns = self._advantages(rewards, values, mask)
         return Experience(
-            prompts, actions, forced, completions, mask, log_prob, reference, entropy, values, rewards, terminal, advantages, returns
+            *(problems, prompts, actions, forced, completions, mask),
+            *(log_prob, reference, entropy, values, rewards, terminal, advantages, returns),
         )
 
     def update(self, experience: Experience) -> dict[str, float]:

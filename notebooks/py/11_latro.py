@@ -88,7 +88,7 @@ params.difference()
 # %%
 import pandas as pd
 
-from brite_lib import em, plots
+from brite_lib import em, live, plots
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.params import SPECIAL_CASES
 from brite_lib.ppo import PosteriorPPOTrainer
@@ -133,7 +133,8 @@ best = BestOnValidation(trainer, validation, params, checkpoints / "best.pt")
 stage.rewind(trainer.resume())
 if trainer.step == 0:
     stage.log(0, **best.validate(0))
-policy = trainer.train()
+with live.shown(trainer, validation):
+    policy = trainer.train()
 step, score = best.restore()
 stage.count(trainer.tokens_generated, trainer.tokens_trained, seconds=trainer.seconds_before)
 print(f"kept: the weights after {step} updates, validation pass@1 {score:.3f}")
