@@ -5,6 +5,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from datasets import Dataset, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from pydantic import ValidationError
 
+from brite_lib.benchmarks import BENCHMARKS, Benchmark, benchmark_of, layout_of
 from brite_lib.errors import InputError
 from brite_lib.params import resolve_path, suggestion
 from brite_lib.problems.problem import Problem
@@ -22,7 +24,7 @@ from brite_lib.stages import is_path, is_toy
 
 FEATURES = Features({name: List(Value("string")) if name == "choices" else Value("string") for name in Problem.model_fields})
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
-HUB_NAMES = {"gsm8k": ("openai/gsm8k", "main")}  # short name -> repository, configuration
+SAME_SPLIT = {"dev": "validation", "val": "validation"}
 
 # GSM8K's calculator annotations, <<16-3-4=9>>: the result follows as text anyway, and no model here has a calculator.
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
@@ -39,12 +41,15 @@ def load_problems(source: str, split: str, limit: int | None = None, seed: int =
               kind (default careless);
             - a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file (``split`` is then not used), or a directory that holds
               ``<split>`` with one of these endings;
-            - ``gsm8k`` (openai/gsm8k, main), or any other ``org/name`` of the hub.
+            - a benchmark's name (:data:`brite_lib.benchmarks.BENCHMARKS`), or any other ``org/name`` of the hub.
 
             Rows need ``question`` and ``answer``, and may have the other columns of :class:`Problem`; further columns
-            are ignored. A row without ``id`` gets ``<name>/<split>/<row>`` (a file: ``<name>/<row>``), counted from 0.
-            A text in GSM8K's format is split: what follows ``####`` in the last line is the answer (if the row has no
-            other), the rationale ends before it, and calculator marks ``<<…>>`` are removed.
+            are ignored. Code rows have ``task_id``, ``prompt``, ``canonical_solution``, ``test`` and ``entry_point``; the
+            answer is then a whole program that passes ``tests``. A benchmark, and a directory with a benchmark's name,
+            may have the hub's columns instead. A row without ``id`` gets ``<name>/<split>/<row>`` (a file:
+            ``<name>/<row>``), counted from 0. A text in GSM8K's format is split: what follows ``####`` in the last line
+            is the answer (if the row has no other), the rationale ends before it, and calculator marks ``<<…>>`` are
+            removed.
         split: name of the split.
         limit: with ``seed`` 0 the first rows, else the head of a shuffle with that seed; None: all. On the toy task
             always the first problems, 1000 by default.
@@ -53,7 +58,9 @@ def load_problems(source: str, split: str, limit: int | None = None, seed: int =
     Raises:
         InputError: one sentence naming the file or data set, the row (counted from 1; a line of a JSONL file) and the
             column: missing or empty question or answer, wrong type, duplicate id, broken JSON, truncated file, unknown
-            source or split, hub out of reach.
+            source or split, hub out of reach, a gated benchmark without a login.
+
+    A benchmark whose whole split has another number of rows than published says so in a printed line.
     """
     if is_toy(source):
         return Dataset.from_list([problem.model_dump() for problem in _toy(source, split, limit)], features=FEATURES)
@@ -64,7 +71,11 @@ def load_problems(source: str, split: str, limit: int | None = None, seed: int =
     else:
         place, rows = f"{source} ({split})", enumerate(_from_hub(source, split), start=1)
         name = f"{source}/{split}"
-    problems = Dataset.from_list([problem.model_dump() for problem in _validated(rows, name, place)], features=FEATURES)
+    benchmark = benchmark_of(source)
+    problems = Dataset.from_list([problem.model_dump() for problem in _validated(rows, name, place, benchmark)], features=FEATURES)
+    published = benchmark.splits.get(SAME_SPLIT.get(split, split)) if benchmark else None
+    if limit is None and published and len(problems) != published[1]:
+        print(f"note: {place}: {len(problems):,} rows, where {published[1]:,} are published")
     if limit is not None and seed > 0:
         problems = problems.shuffle(seed=seed)
     return problems if limit is None else problems.select(range(min(limit, len(problems))))
@@ -80,7 +91,8 @@ def has_split(source: str, split: str) -> bool:
         return split in SPLITS
     if is_path(source) or source.endswith(FILE_ENDINGS):
         return any((resolve_path(source) / f"{split}{ending}").is_file() for ending in FILE_ENDINGS)
-    return split in _from_hub(source, None)
+    benchmark = benchmark_of(source)
+    return split in (benchmark.splits if benchmark else _load_dataset(source, None, None))
 
 
 def _toy(source: str, split: str, limit: int | None) -> list[Problem]:
@@ -140,26 +152,41 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         raise InputError(f"{path}: breaks off after row {number}, it may be truncated: {error}") from None
 
 
-def _from_hub(source: str, split: str | None) -> Any:
+def _from_hub(source: str, split: str) -> Iterable[dict[str, Any]]:
+    benchmark = benchmark_of(source)
+    if not benchmark:
+        return _load_dataset(source, None, split)
+    if (named := SAME_SPLIT.get(split, split)) not in benchmark.splits:
+        raise InputError(f"data: {source}: has no split {split!r}; known: {', '.join(benchmark.splits)}{benchmark.advice}")
+    hub_split = benchmark.splits[named][0]
+    parts = [_load_dataset(benchmark.repository, configuration, hub_split) for configuration in benchmark.configurations]
+    return chain.from_iterable(parts)
+
+
+def _load_dataset(repository: str, configuration: str | None, split: str | None) -> Any:
     """The rows of a split; None: all splits by name."""
-    repository, configuration = HUB_NAMES.get(source, (source, None))
     if repository.count("/") != 1:
-        raise InputError(f"data: {source!r} is no toy:<level>, path or org/name of the hub{suggestion(source, HUB_NAMES)}")
+        raise InputError(
+            f"data: {repository!r} is no toy:<level>, path, benchmark or org/name of the hub{suggestion(repository, BENCHMARKS)}"
+        )
     try:
         return load_dataset(repository, configuration, split=split)
-    except (OSError, ValueError, DatasetsError) as error:  # no network, no such data set, no such split, broken download
+    except (OSError, ValueError, DatasetsError) as error:  # no network, no such data set or split, no login, broken download
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        place = f"{repository} ({split or 'its splits'})"
-        raise InputError(f"data: {place}: cannot be loaded from the hub ({reason}); offline, give a local path") from None
+        way_out = "offline, give a local path"
+        if (benchmark := benchmark_of(repository)) and benchmark.gated:
+            consent = f"accept its terms at https://huggingface.co/datasets/{repository}, then hf auth login (or the variable HF_TOKEN)"
+            way_out = f"it is gated: {consent}; {way_out}"
+        raise InputError(f"data: {repository} ({split or 'its splits'}): cannot be loaded from the hub ({reason}); {way_out}") from None
 
 
-def _validated(rows: Iterable[tuple[int, Any]], name: str, place: str) -> Iterator[Problem]:
+def _validated(rows: Iterable[tuple[int, Any]], name: str, place: str, benchmark: Benchmark | None) -> Iterator[Problem]:
     seen: dict[str, int] = {}
     for index, (number, row) in enumerate(rows):
         where = f"{place}: row {number}"
         if not isinstance(row, dict):
             raise InputError(f"{where}: must be an object with question and answer, found {type(row).__name__}")
-        row = {key: value for key, value in row.items() if key in Problem.model_fields and value is not None}
+        row = _in_our_columns(row, benchmark, where)
         row.setdefault("id", f"{name}/{index}")
         if type(row["id"]) is int:  # hub data sets number their rows
             row["id"] = str(row["id"])
@@ -178,6 +205,22 @@ def _validated(rows: Iterable[tuple[int, Any]], name: str, place: str) -> Iterat
         yield problem
     if not seen:
         raise InputError(f"{place}: has no rows")
+
+
+def _in_our_columns(row: dict[str, Any], benchmark: Benchmark | None, where: str) -> dict[str, Any]:
+    """The row with the columns of :class:`Problem`, from whichever layout it is written in; nulls are left out."""
+    row = {key: value for key, value in row.items() if value is not None}
+    layout = layout_of(row, benchmark)
+    if layout:
+        try:
+            row = layout.to_problem(row)
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError):  # a column holds something else than in this layout
+            raise InputError(f"{where}: {', '.join(layout.columns)}: one of them does not hold what it should in this layout") from None
+    elif benchmark:
+        columns = benchmark.layout.columns
+        missing = next(column for column in columns if column not in row)
+        raise InputError(f"{where}: {missing}: is missing; this benchmark has {', '.join(columns)}, or question and answer")
+    return {key: value for key, value in row.items() if key in Problem.model_fields and value is not None}
 
 
 def _without_final_line(row: dict[str, Any]) -> dict[str, Any]:
