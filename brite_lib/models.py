@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_directory
@@ -49,7 +49,12 @@ def load_policy(
     torch_dtype = (torch.bfloat16 if target.type == "cuda" else torch.float32) if dtype == "auto" else getattr(torch, dtype)
     path = check_model(name_or_path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype, use_safetensors=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        # Gemma-2 caps its attention logits; the default attention would leave the cap out and compute another model.
+        attention = "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=torch_dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise InputError(f"model: {path} could not be loaded: {str(error).splitlines()[0]}") from error
     if adapter is not None:
@@ -78,12 +83,25 @@ def check_model(name_or_path: str | Path) -> str:
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory or hub name."""
+    """The tokenizer of a model directory or hub name.
+
+    Raises:
+        InputError: if there is none that loads.
+    """
     path = check_model(name_or_path)
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if not _keeps_spaces(tokenizer):
+            # DeepSeek-Coder's files name the class of Llama's tokenizer, which transformers 5 then rebuilds: it drops every space.
+            as_written = PreTrainedTokenizerFast.from_pretrained(path)
+            tokenizer = as_written if _keeps_spaces(as_written) else tokenizer
     except (OSError, ValueError) as error:
         raise InputError(f"model: {path} has no tokenizer that loads: {str(error).splitlines()[0]}") from error
+    return tokenizer
+
+
+def _keeps_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return tokenizer.decode(tokenizer("a b", add_special_tokens=False)["input_ids"]) == "a b"
 
 
 def load_template(model: str | Path, template: str | dict[str, Any] = "auto") -> RationaleTemplate:

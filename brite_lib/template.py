@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jinja2 import TemplateError
 from pydantic import Field, model_validator
 
 from brite_lib.errors import InputError
@@ -94,7 +95,7 @@ class RationaleTemplate:
         formats: the texts; default: the ``chat`` preset.
 
     Raises:
-        InputError: if the tokenizer has no end token, or no chat template where one is asked for.
+        InputError: if the tokenizer has no end token, no chat template where one is asked for, or one that refuses ``system``.
     """
 
     def __init__(self, tokenizer: Any, formats: TemplateFormats | None = None):
@@ -106,11 +107,11 @@ class RationaleTemplate:
             raise InputError("template.chat: the tokenizer has no chat template; set template: plain, or chat: false in its fields")
         if tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no eos token, so no answer could ever end")
-        self.end_id: int = self._end_of_turn() if self.chat else tokenizer.eos_token_id
+        self._lead, self.end_id = self._assistant_turn() if self.chat else ("", tokenizer.eos_token_id)
         self.stop_ids: tuple[int, ...] = tuple(sorted({self.end_id, tokenizer.eos_token_id}))
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._texts: dict[int, str] = {}
-        self.boundary_ids: list[int] = self._encode(self.formats.boundary)
+        self.boundary_ids: list[int] = self._encode_inside(self.formats.boundary)
 
     @classmethod
     def load(cls, tokenizer: Any, template: str | dict[str, Any], model: str | Path) -> "RationaleTemplate":
@@ -145,15 +146,15 @@ class RationaleTemplate:
 
     def verdict_ids(self, accept: bool) -> list[int]:
         """Token ids of a verdict with its end token."""
-        return [*self._encode(self.formats.verdicts[0 if accept else 1]), self.end_id]
+        return [*self._encode_inside(self._lead + self.formats.verdicts[0 if accept else 1]), self.end_id]
 
     def rationale_ids(self, rationale: str) -> list[int]:
         """Token ids of a written rationale through its boundary (for human rationales; sampled ones keep their ids)."""
-        return self._encode(rationale + self.formats.boundary)
+        return self._encode_inside(self._lead + rationale + self.formats.boundary)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of y, tokenised on its own, with the end token."""
-        return [*self._encode(self.formats.answer.format(answer=answer)), self.end_id]
+        return [*self._encode_inside(self.formats.answer.format(answer=answer)), self.end_id]
 
     def completion_text(self, rationale: str, answer: str) -> str:
         """z, boundary and y as text, as :meth:`prompt_ids` and :meth:`judge_prompt_ids` take it."""
@@ -192,7 +193,9 @@ class RationaleTemplate:
         """One text per token, for display."""
         for token in ids:
             if token not in self._texts:
-                self._texts[token] = self.decode([token])
+                text, written = self.decode([token]), self.tokenizer.convert_ids_to_tokens(token)
+                eaten = written.startswith("▁") and not text.startswith(" ")  # some decoders take the first space off any text
+                self._texts[token] = " " * eaten + text
         return [self._texts[token] for token in ids]
 
     def boundary_end(self, ids: list[int]) -> int | None:
@@ -218,18 +221,31 @@ class RationaleTemplate:
     def _prompt(self, text: str) -> list[int]:
         if not self.chat:
             return self.tokenizer(text, add_special_tokens=True)["input_ids"]
+        return self._encode(self._rendered([{"role": "user", "content": text}], add_generation_prompt=True))
+
+    def _rendered(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
         system = [{"role": "system", "content": self.formats.system}] if self.formats.system else []
-        messages = [*system, {"role": "user", "content": text}]
-        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self._encode(rendered)
+        try:
+            return self.tokenizer.apply_chat_template([*system, *messages], tokenize=False, add_generation_prompt=add_generation_prompt)
+        except TemplateError as error:  # Gemma's and Mistral's raise one at a system message
+            what = "template.system" if system else "template"
+            raise InputError(f"{what}: the tokenizer's chat template refuses it: {' '.join(str(error).split())}") from None
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _end_of_turn(self) -> int:
-        """The special token that closes an assistant turn: eos is another one in Gemma and base-derived tokenizers."""
-        mark = "the-assistant-says-this"
-        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
-        after = self.tokenizer.apply_chat_template(messages, tokenize=False).rpartition(mark)[2]
+    def _encode_inside(self, text: str) -> list[int]:
+        """Token ids of a text that does not stand at the beginning, where SentencePiece (Mistral, Phi) would put one more space."""
+        before = self._encode("\n")
+        ids = self._encode("\n" + text)
+        return ids[len(before) :] if ids[: len(before)] == before else self._encode(text)
+
+    def _assistant_turn(self) -> tuple[str, int]:
+        """The space that the chat template puts before what an assistant says (Mistral's), and the special token that closes it:
+        eos is another one in Gemma and base-derived tokenizers."""
+        mark, user = "the-assistant-says-this", {"role": "user", "content": "x"}
+        before, _, after = self._rendered([user, {"role": "assistant", "content": mark}]).rpartition(mark)
+        lead = before.removeprefix(self._rendered([user], add_generation_prompt=True))
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        return next((token for token in self._encode(after) if token in special), self.tokenizer.eos_token_id)
+        end = next((token for token in self._encode(after) if token in special), self.tokenizer.eos_token_id)
+        return lead if lead.isspace() else "", end
