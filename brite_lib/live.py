@@ -123,10 +123,10 @@ def _curve(name: str, points: list[tuple[int, float]], steps: int) -> str:
     low, high = (min(values), max(values)) if values else (0.0, 0.0)
     span = (high - low) or 1.0
     path = " ".join(f"{WIDTH * x / steps:.1f},{HEIGHT - 3 - (HEIGHT - 6) * (y - low) / span:.1f}" for x, y in points if y == y)
-    latest, span_text = f"{points[-1][1]:.3g}", f"from {low:.3g} to {high:.3g}"
+    latest, spread = f"{points[-1][1]:.3g}", f"from {low:.3g} to {high:.3g}"
     return (
         f"<figure><figcaption>{escape(name)} <b>{latest}</b></figcaption>"
-        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{escape(name)}, now {latest}, {span_text}"><title>{span_text}</title>'
+        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{escape(name)}, now {latest}, {spread}"><title>{spread}</title>'
         f'<line x1="0" x2="{WIDTH}" y1="{HEIGHT - 1}" y2="{HEIGHT - 1}" stroke="currentColor" opacity=".25"/>'
         f'<polyline points="{path}" fill="none" stroke="#0173b2" stroke-width="1.5"/></svg></figure>'
     )
