@@ -83,10 +83,10 @@ params.difference()
 # %%
 import pandas as pd
 
-from brite_lib import em, plots
+from brite_lib import em, live, plots
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.ppo import PosteriorPPOTrainer
-from brite_lib.problems import load_problems
+from brite_lib.problems import has_split, load_problems
 from brite_lib.records import Stage
 from brite_lib.rollouts import add_scores, generate
 from brite_lib.tables import RATIONALES, write_table
@@ -119,7 +119,9 @@ pd.DataFrame(before)[columns].head(8)
 # %%
 trainer = PosteriorPPOTrainer(theta, template, problems, params, checkpoint=stage.checkpoints() / "state.pt", log=stage.log)
 stage.rewind(trainer.resume())
-psi = trainer.train()
+validation = load_problems(params.data, "validation", 50) if has_split(params.data, "validation") else []
+with live.shown(trainer, validation):  # looks on, changes nothing
+    psi = trainer.train()
 stage.count(trainer.tokens_generated, trainer.tokens_trained, seconds=trainer.seconds_before)
 
 # %%
