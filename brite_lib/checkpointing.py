@@ -1,15 +1,25 @@
-"""The state of a :class:`brite_lib.ppo.PosteriorPPOTrainer` on disk."""
+"""Going on where an interrupted run stood: our trainer's state on disk, and the checkpoints of the Hugging Face trainers."""
 
+import json
+import pickle
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from brite_lib.errors import InputError
 from brite_lib.files import atomic_path
 
 if TYPE_CHECKING:
+    from transformers import Trainer
+
     from brite_lib.ppo import PosteriorPPOTrainer
+
+UNREADABLE = (SafetensorError, pickle.UnpicklingError, EOFError, OSError, json.JSONDecodeError, RuntimeError)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -39,8 +49,15 @@ def save_state(trainer: "PosteriorPPOTrainer", path: Path) -> None:
 
 
 def load_state(trainer: "PosteriorPPOTrainer", path: Path) -> None:
-    """Continue where :func:`save_state` left off; the next steps are those of a run that never stopped."""
-    state = torch.load(path, map_location=trainer.accelerator.device, weights_only=True)
+    """Continue where :func:`save_state` left off; the next steps are those of a run that never stopped.
+
+    Raises:
+        InputError: one sentence naming the file, if it cannot be read.
+    """
+    try:
+        state = torch.load(path, map_location=trainer.accelerator.device, weights_only=True)
+    except UNREADABLE as error:
+        raise _unreadable(path, error, path) from None
     trainer.model.load_state_dict(state["policy"], strict=False)
     if state["critic"] is not None:
         trainer.accelerator.unwrap_model(trainer.agent).value_head.load_state_dict(state["critic"])
@@ -50,3 +67,39 @@ def load_state(trainer: "PosteriorPPOTrainer", path: Path) -> None:
     trainer.step, trainer.unfinished_reward, trainer.seconds = state["step"], state["unfinished_reward"], state["seconds"]
     trainer._below_constant, trainer._finished = state["below_constant"]
     trainer.tokens_generated, trainer.tokens_trained = state["tokens"]
+
+
+def train_on(trainer: "Trainer", checkpoints: str | Path) -> TrainOutput:
+    """Train from the newest checkpoint below ``checkpoints``, or from the start.
+
+    Raises:
+        InputError: one sentence naming the checkpoint, if it cannot be read.
+    """
+    newest = last_checkpoint(checkpoints)
+    try:
+        return trainer.train(resume_from_checkpoint=newest)
+    except UNREADABLE as error:
+        read = trainer.state.global_step > resume_step(checkpoints)
+        if newest is None or read or (isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error)):
+            raise  # of the training itself, for example out of memory
+        raise _unreadable(newest, error, checkpoints) from None
+
+
+def last_checkpoint(checkpoints: str | Path) -> str | None:
+    """The newest whole checkpoint; a torn one is removed. The trainer writes trainer_state.json last."""
+    while Path(checkpoints).is_dir() and (newest := get_last_checkpoint(str(checkpoints))):
+        if (Path(newest) / "trainer_state.json").is_file():
+            return newest
+        shutil.rmtree(newest)
+    return None
+
+
+def resume_step(checkpoints: str | Path) -> int:
+    """The optimiser step that :func:`train_on` will resume from, -1 for a fresh start."""
+    newest = last_checkpoint(checkpoints)
+    return int(newest.rpartition("-")[2]) if newest else -1
+
+
+def _unreadable(path: str | Path, error: Any, delete: str | Path) -> InputError:
+    reason = " ".join(str(error).split())[:120]
+    return InputError(f"{path}: this checkpoint cannot be read ({reason}); delete {delete} and the stage starts over")

@@ -14,12 +14,13 @@ from torch import nn
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
+from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text
 from brite_lib.models import attach_lora, load_policy, load_tokenizer
 from brite_lib.params import DpoParams
 from brite_lib.rollouts import generate, sample_seed
-from brite_lib.sft import TrainerLog, last_checkpoint, plain_forward, trainer_settings
+from brite_lib.sft import TrainerLog, plain_forward, trainer_settings
 from brite_lib.tables import PAIRS, read_pairs, write_table
 from brite_lib.template import RationaleTemplate
 
@@ -132,7 +133,7 @@ def rationale_dpo(
     if params.lora:
         tuned.model.delete_adapter("ref")  # TRL's copy of the new adapter; without it the reference is the adapter off, which is the same
     tuned.remove_callback(PrinterCallback)
-    result = tuned.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    result = train_on(tuned, checkpoints)
     plain_forward(tuned.model)
     last = [entry for entry in tuned.state.log_history if "loss" in entry][-1]
     return tuned.model, {

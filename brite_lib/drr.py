@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
+from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.judges import Discriminator, Judge, Row, attempt_text, by_rule
 from brite_lib.likelihood import pad_sequences
@@ -36,7 +37,7 @@ from brite_lib.params import DrrParams
 from brite_lib.progress import progress
 from brite_lib.roc import auroc, best_threshold, error_rates
 from brite_lib.rollouts import judged_row, sample, sample_seed
-from brite_lib.sft import TrainerLog, last_checkpoint, plain_forward, trainer_settings
+from brite_lib.sft import TrainerLog, plain_forward, trainer_settings
 from brite_lib.stats import bootstrap_ci, majority_at_k
 from brite_lib.tables import RATIONALES
 from brite_lib.template import RationaleTemplate
@@ -261,7 +262,7 @@ def train_discriminator(
         callbacks=[TrainerLog(log)] if log else None,
     )
     tuned.remove_callback(PrinterCallback)
-    result = tuned.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    result = train_on(tuned, checkpoints)
     plain_forward(judge.model)
     judge.log_weight_ratio = float(torch.log(weights[0] / weights[1]))
     truth, scores = [row["accepted"] for row in held_out], judge.scores(held_out)

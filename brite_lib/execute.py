@@ -2,7 +2,7 @@
 
 Papermill in this process, one kernel of this very interpreter. While it runs the notebook is
 ``<output>.partial.ipynb``; success and failure both rename it, so a failed notebook can be opened and read.
-A failure also leaves ``error.txt``, one sentence, beside it. Prints one line at the start and one at the end.
+A failure also leaves ``error.txt``, one sentence, beside it (unless the disk is full). Prints one line at the start and one at the end.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import papermill
@@ -18,6 +19,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
+from brite_lib.files import is_full
 from brite_lib.lifeline import die_with_ancestors
 from brite_lib.params import PROJECT_ROOT
 
@@ -39,11 +41,11 @@ def execute(notebook: Path, output: Path, params: dict) -> str | None:
     Returns:
         None, or one sentence that says what went wrong.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     partial, error_file = output.with_suffix(".partial.ipynb"), output.with_name("error.txt")
-    error_file.unlink(missing_ok=True)
     error = None
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        error_file.unlink(missing_ok=True)
         papermill.execute_notebook(
             notebook,
             partial,
@@ -56,15 +58,27 @@ def execute(notebook: Path, output: Path, params: dict) -> str | None:
             start_timeout=300,  # importing ipykernel on a busy machine
         )
     except PapermillExecutionError as failure:
-        error = failure.evalue if failure.ename == "InputError" else f"{failure.ename}: {failure.evalue}"
+        error = _sentence(failure.ename, failure.evalue, output.parent)
     except Exception as failure:  # a dead kernel, an unreadable notebook: also a failed stage with a sentence
-        error = f"{type(failure).__name__}: {failure}"
-    if partial.exists():
-        partial.replace(output)
-    if error is not None:
-        error = " ".join(error.split())
-        error_file.write_text(error + "\n", encoding="utf-8")
+        error = _sentence(type(failure).__name__, str(failure), output.parent)
+    with suppress(OSError):  # what could not be written has been said
+        if partial.exists():
+            partial.replace(output)
+        if error is not None:
+            error_file.write_text(error + "\n", encoding="utf-8")
     return error
+
+
+def _sentence(name: str, message: str, directory: Path) -> str:
+    """What went wrong, in one sentence; a full disk and exhausted memory look like anything else where they strike."""
+    message = " ".join(message.split())
+    if name == "InputError":
+        return message
+    if is_full(directory):
+        return f"{directory}: the disk is full, free some space ({name}: {message})"
+    if name in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in message:
+        return f"out of memory; lower batch_size, micro_batch_size or the lengths ({name}: {message})"
+    return f"{name}: {message}"
 
 
 def main() -> int:

@@ -36,6 +36,14 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def is_full(directory: str | Path) -> bool:
+    """Whether the disk of a directory (of its nearest existing parent) has less than 1 MiB left."""
+    directory = Path(directory).absolute()
+    while not directory.is_dir():
+        directory = directory.parent
+    return shutil.disk_usage(directory).free < 2**20
+
+
 def sha256_of(path: str | Path) -> str:
     """Hash of a file, or of a directory's relative names and contents."""
     path = Path(path)

@@ -17,8 +17,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from brite_lib.errors import InputError
+from brite_lib.files import is_full
 from brite_lib.lifeline import end_processes
 from brite_lib.params import PROJECT_ROOT, DrrParams, Experiment, ModelStageParams, load_experiment
 from brite_lib.stages import StageSpec, is_path, is_toy, plan, run_directory, token_bounds
@@ -95,10 +97,11 @@ def lock(run_dir: Path) -> Iterator[None]:
     """The run's lock: an OS lock on ``outputs/<run>/.lock``, so it dies with its holder and can't be left behind.
 
     Raises:
-        InputError: one sentence that says who holds it.
+        InputError: one sentence that says who holds it, or that the directory cannot be written to.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / ".lock", "a+", encoding="utf-8") as file:
+    with _open_lock(run_dir) as file:
+        if is_full(run_dir):
+            raise InputError(f"{_shown(run_dir)}: the disk is full; free some space")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -108,6 +111,14 @@ def lock(run_dir: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
         yield
+
+
+def _open_lock(run_dir: Path) -> TextIO:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return open(run_dir / ".lock", "a+", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{_shown(run_dir)}: cannot be written to ({error.strerror})") from None
 
 
 def print_plan(experiment: Experiment, stages: list[StageSpec]) -> None:
@@ -148,7 +159,9 @@ def print_failure(stages: list[StageSpec], run_dir: Path, started: float, code: 
         else:
             continue
         found = True
-    if not found:
+    if is_full(run_dir):
+        print(f"{_shown(run_dir)}: the disk is full; free some space", file=sys.stderr)
+    elif not found:
         log = (run_dir / "snakemake.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         print(*(log[-15:] or [f"Snakemake ended with code {code}"]), sep="\n", file=sys.stderr)
     print("run the same command again to go on", file=sys.stderr)

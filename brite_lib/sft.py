@@ -1,7 +1,6 @@
 """The θ-update: supervised fine-tuning on (x, z, y*), thin over TRL's SFTTrainer (BRiTE eq. 3.5)."""
 
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
+from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.models import attach_lora
 from brite_lib.params import DpoParams, ThetaParams
@@ -82,6 +81,9 @@ def rationale_sft(
 
     Returns:
         the trained model and metrics: ``loss`` (mean nats per target token of the last log), ``steps``, ``tokens_trained``.
+
+    Raises:
+        InputError: one sentence, if the checkpoint cannot be read.
     """
     if len(dataset) == 0:
         print("warning: there is no rationale to train on (none was finished, or none correct); θ stays as it is")
@@ -96,7 +98,7 @@ def rationale_sft(
         callbacks=[TrainerLog(log)] if log else None,
     )
     tuned.remove_callback(PrinterCallback)
-    result = tuned.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    result = train_on(tuned, checkpoints)
     plain_forward(tuned.model)
     targets = sum(sum(label != -100 for label in row["labels"]) for row in dataset)
     losses = [entry["loss"] for entry in tuned.state.log_history if "loss" in entry]
@@ -107,25 +109,10 @@ def rationale_sft(
     }
 
 
-def resume_step(checkpoints: str | Path) -> int:
-    """The optimiser step that :func:`rationale_sft` will resume from, -1 for a fresh start."""
-    newest = last_checkpoint(checkpoints)
-    return int(newest.rpartition("-")[2]) if newest else -1
-
-
 def plain_forward(model: nn.Module) -> None:
     """Take off the wrappers of accelerate and TRL: they are tied to this model, so a copy of it would compute with its weights."""
     for module in model.modules():
         vars(module).pop("forward", None)
-
-
-def last_checkpoint(checkpoints: str | Path) -> str | None:
-    """The newest whole checkpoint; a torn one is removed. The trainer writes trainer_state.json last."""
-    while Path(checkpoints).is_dir() and (newest := get_last_checkpoint(str(checkpoints))):
-        if (Path(newest) / "trainer_state.json").is_file():
-            return newest
-        shutil.rmtree(newest)
-    return None
 
 
 def trainer_settings(params: ThetaParams | DpoParams, checkpoints: str | Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from run_processes import lines, wait_until
 
 from brite_lib import dpo
+from brite_lib.checkpointing import resume_step
 from brite_lib.dpo import draw_pairs, make_pairs, rationale_dpo
 from brite_lib.errors import InputError
 from brite_lib.execute import execute
@@ -22,7 +23,6 @@ from brite_lib.models import attach_lora, load_policy, load_template, save_polic
 from brite_lib.params import PROJECT_ROOT, DpoParams, LoraParams
 from brite_lib.problems import load_problems
 from brite_lib.records import read_metrics, read_record
-from brite_lib.sft import resume_step
 from brite_lib.tables import PAIRS, read_pairs, write_table
 
 BASE = "assets/tiny-base"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from brite_lib.errors import InputError
 from brite_lib.likelihood import score
 from brite_lib.params import LoraParams
 from brite_lib.ppo import PosteriorPPOConfig, PosteriorPPOTrainer
@@ -87,6 +88,17 @@ def test_half_the_kl_is_not_the_posterior():
     policy = PosteriorPPOTrainer(copy.deepcopy(theta), rules, enumerable.problems(), config).train()
     assert max(distances(policy, theta, rules, kl_coef=0.5)) <= 0.05
     assert min(distances(policy, theta, rules, kl_coef=1.0)) > 0.05
+
+
+def test_a_corrupt_checkpoint_is_named(tmp_path):
+    config = PosteriorPPOConfig.parse({**COMMON, "steps": 1})
+    arguments = (enumerable.template(), enumerable.problems(), config, None, tmp_path / "state.pt")
+    PosteriorPPOTrainer(enumerable.model(0), *arguments).train()
+    whole = (tmp_path / "state.pt").read_bytes()
+    for part in (whole[: len(whole) // 2], whole[:10], b""):
+        (tmp_path / "state.pt").write_bytes(part)
+        with pytest.raises(InputError, match=r"state.pt: this checkpoint cannot be read .*; delete .*state.pt and the stage starts over"):
+            PosteriorPPOTrainer(enumerable.model(0), *arguments).train()
 
 
 def with_theta_adapter(seed):

@@ -175,6 +175,60 @@ def test_a_failing_stage_is_named_with_its_sentence_and_notebook(project, extra,
     assert not (notebook.parent / "stage.json").exists()
 
 
+FILL_THE_DISK = """
+from pathlib import Path
+
+Path(params.output_dir).mkdir(parents=True, exist_ok=True)
+with open("outputs/ballast", "wb", buffering=0) as ballast:  # once: another program's file, which somebody deletes
+    while not Path("filled").exists():
+        try:
+            ballast.write(bytes(4096))
+        except OSError:
+            Path("filled").touch()
+"""
+
+
+def in_a_small_disk(project: Path, script: str, options: str = "size=3m") -> subprocess.CompletedProcess:
+    """Run a shell script in the project, with a small disk of its own as outputs/ (a mount that only this script sees)."""
+    (project / "outputs").mkdir()
+    mount = f"mount -t tmpfs -o {options} tmpfs outputs && "
+    command = ["unshare", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), "--mount", "sh", "-c", mount + script]
+    environment = os.environ | {"PYTHONPATH": str(project), "RUN": f"{sys.executable} -m brite_lib.run pretend.yaml"}
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a small disk in a namespace of its own")
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(project):
+    write_notebook(project, "02_psi_ppo", "PsiParams", STEPS, extra=FILL_THE_DISK)
+    script = "$RUN --cores 1; echo first $?; $RUN; echo again $?; rm outputs/ballast; $RUN >&2; cat outputs/pretend/results.json"
+    result = in_a_small_disk(project, script)
+    first, again = result.stdout.split("first 1\n")
+    assert "seed0/brite_psi: FAILED" in first and "outputs/pretend/seed0/brite_psi: the disk is full, free some space (" in first
+    assert again.startswith("again 2\n")
+    assert "outputs/pretend: the disk is full; free some space\nrun the same command again to go on\n" in result.stderr
+    assert "error: outputs/pretend: the disk is full; free some space\n" in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    steps = {name: text.count("\n") for name, text in json.loads(again.splitlines()[-1])}
+    assert steps == {"brite_psi": STEPS, "brite": STEPS, "eval_base": 1, "eval_brite": 1}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as above")
+def test_a_folder_that_cannot_be_written_to(project):
+    result = in_a_small_disk(project, "$RUN", options="ro")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: outputs/pretend: cannot be written to (Read-only file system)\n"
+
+
+@pytest.mark.parametrize("allocation", ["bytearray(2**40)", "__import__('torch').empty(2**40)"])
+def test_a_stage_without_enough_memory_is_named_with_what_to_lower(project, allocation):
+    extra = f"\nimport resource\nresource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35))\n{allocation}"
+    write_notebook(project, "05_evaluation", "EvalParams", 1, extra=extra)
+    (project / "pretend.yaml").write_text(EXPERIMENT.replace("[base, brite]", "[base]"))
+    code, _, errors = run(project)
+    assert code == 1
+    assert errors.startswith("seed0/eval_base failed: out of memory; lower batch_size, micro_batch_size or the lengths (")
+
+
 def test_a_notebook_by_plain_papermill_refuses_unknown_and_mistyped_parameters(project):
     source, output = project / "notebooks/02_psi_ppo.ipynb", project / "out.ipynb"
     (project / "p.yaml").write_text("learning_rate: 1e-5\nsteps: -1\n")

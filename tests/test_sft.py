@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from brite_lib import tiny_base
+from brite_lib.checkpointing import resume_step
 from brite_lib.errors import InputError
 from brite_lib.models import load_policy
 from brite_lib.params import ThetaParams
-from brite_lib.sft import human_rows, rationale_sft, resume_step, training_rows
+from brite_lib.sft import human_rows, rationale_sft, training_rows
 
 SETTINGS = {"epochs": 6, "train_batch_size": 2, "micro_batch_size": 1, "learning_rate": 3e-3, "save_steps": 4, "device": "cpu"}
 
@@ -74,6 +75,25 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
     (tmp_path / "checkpoint-8").mkdir()
     assert resume_step(tmp_path) == 4
     assert resume_step(tmp_path / "nowhere") == -1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"])
+def test_a_corrupt_checkpoint_is_named(tmp_path, name):
+    rules, dataset = enumerable.template(), training_rows(rows()[:1] * 8, enumerable.template())
+
+    class Interrupted(RuntimeError):
+        pass
+
+    def stop(step, **_):
+        if step == 5:
+            raise Interrupted  # no error of the training itself is taken for a bad checkpoint
+
+    with pytest.raises(Interrupted):
+        rationale_sft(enumerable.model(0), dataset, rules, ThetaParams.parse(SETTINGS), tmp_path, stop)
+    file = tmp_path / "checkpoint-4" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(InputError, match="checkpoint-4: this checkpoint cannot be read .*; delete .* and the stage starts over"):
+        rationale_sft(enumerable.model(0), dataset, rules, ThetaParams.parse(SETTINGS), tmp_path)
 
 
 def test_nothing_to_train_on_leaves_the_model_alone(tmp_path, capsys):

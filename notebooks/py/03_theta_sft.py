@@ -61,10 +61,11 @@ params.difference()
 import pandas as pd
 
 from brite_lib import em, plots
+from brite_lib.checkpointing import resume_step
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.problems import load_problems
 from brite_lib.records import Stage
-from brite_lib.sft import human_rows, rationale_sft, resume_step, training_rows
+from brite_lib.sft import human_rows, rationale_sft, training_rows
 from brite_lib.tables import read_rationales
 
 stage = Stage.start("theta_sft", params)

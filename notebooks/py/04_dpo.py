@@ -63,11 +63,11 @@ params.difference()
 import pandas as pd
 
 from brite_lib import plots
+from brite_lib.checkpointing import resume_step
 from brite_lib.dpo import draw_pairs, rationale_dpo
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.problems import load_problems
 from brite_lib.records import Stage
-from brite_lib.sft import resume_step
 from brite_lib.tables import PAIRS, write_table
 
 stage = Stage.start("dpo", params)

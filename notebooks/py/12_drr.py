@@ -72,11 +72,11 @@ params.difference()
 import pandas as pd
 
 from brite_lib import drr, judges, plots, roc
+from brite_lib.checkpointing import resume_step
 from brite_lib.models import load_policy, load_template
 from brite_lib.problems import load_problems
 from brite_lib.records import Stage
 from brite_lib.rollouts import add_scores, generate
-from brite_lib.sft import resume_step
 from brite_lib.tables import PREDICTIONS, write_table
 
 stage = Stage.start("drr", params)
