@@ -47,6 +47,12 @@ def benchmark_of(source: str) -> Benchmark | None:
     return BENCHMARKS.get(Path(source).name) or next((entry for entry in BENCHMARKS.values() if entry.repository == source), None)
 
 
+def published_split(source: str, split: str) -> tuple[str, int] | None:
+    """The hub's name of a benchmark's split and its published number of rows; None if the source is no benchmark or lacks it."""
+    benchmark = benchmark_of(source)
+    return benchmark.splits.get({"dev": "validation"}.get(split, split)) if benchmark else None
+
+
 def answer_kind_of(source: str) -> AnswerKind:
     """What ``answer_kind: auto`` means: the benchmark's own kind, ``exact`` on the toy task, ``math`` for other data."""
     if source == "toy" or source.startswith("toy:"):

@@ -21,8 +21,9 @@ def evaluate(
     ``logp_answer`` is log P(y*|x,z) of the gold answer under ``reference`` after the sampled rationale.
     """
     rows = []
-    for temperature, n in [(params.temperature, params.samples)] + ([(0.0, 1)] if params.greedy else []):
-        samples = generate(model, problems, template, n, temperature, seed=params.seed, source=params.method, **params.generation)
+    settings = {"seed": params.seed, "source": params.method, "answer_from": params.answer_from, **params.generation}
+    for temperature, n in [(params.temperature, params.samples)] * (params.samples > 0) + [(0.0, 1)] * params.greedy:
+        samples = generate(model, problems, template, n, temperature, **settings)
         scored = add_scores(samples.to_list(), template, reference, batch_size=params.batch_size)
         rows += [{**row, "temperature": temperature, "benchmark": params.benchmark} for row in scored]
     return [{name: row[name] for name in PREDICTIONS.names if name in row} for row in rows]

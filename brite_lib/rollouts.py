@@ -120,6 +120,7 @@ def generate(
     max_rationale_tokens: int | None = None,
     max_answer_tokens: int | None = None,
     answer_kind: str = "exact",
+    answer_from: Literal["answer", "completion"] = "answer",
     source: str = "",
     round: int = 1,
     first_sample: int = 0,
@@ -130,7 +131,8 @@ def generate(
 
     Rows are ordered by problem, then sample. The log-probability columns stay null; :func:`add_scores` fills them.
     ``first_sample`` numbers the samples on, with new seeds, when a problem is sampled again.
-    ``hint`` shows the answer in the prompt (STaR).
+    ``hint`` shows the answer in the prompt (STaR). ``answer_from="completion"`` looks for the answer in all that was
+    sampled, finished or not, as the evaluators of papers do, and not in y alone.
 
     Raises:
         InputError: for an unknown engine.
@@ -151,7 +153,8 @@ def generate(
     rows = []
     for (problem, k), row_seed, prompt, ids in zip(jobs, seeds, prompts, completions, strict=True):
         completion = template.split(ids, max_rationale_tokens, max_answer_tokens)
-        row = judged_row(problem, completion, answer_kind, template)
+        whole = template.decode([token for token in ids if token not in template.stop_ids]) if answer_from == "completion" else None
+        row = judged_row(problem, completion, answer_kind, template, whole)
         rows.append({**row, "source": source, "round": round, "sample": k, "seed": row_seed, "num_tokens": len(ids), "prompt_ids": prompt})
     return Dataset.from_list(rows)
 
@@ -177,9 +180,15 @@ def add_scores(
     return rows
 
 
-def judged_row(problem: dict[str, Any], completion: Completion, answer_kind: str, template: RationaleTemplate) -> dict[str, Any]:
-    """The columns of a rationale table that a completion and its problem decide; the one rule of what is correct."""
-    prediction = extract_answer(completion.answer, answer_kind) if completion.answer is not None else None
+def judged_row(
+    problem: dict[str, Any], completion: Completion, answer_kind: str, template: RationaleTemplate, whole: str | None = None
+) -> dict[str, Any]:
+    """The columns of a rationale table that a completion and its problem decide; the one rule of what is correct.
+
+    The answer stands in y, which must have ended, or anywhere in the ``whole`` text if that is given.
+    """
+    text, ended = (completion.answer, completion.ended) if whole is None else (whole, True)
+    prediction = extract_answer(text, answer_kind) if text is not None else None
     return {
         "id": problem["id"],
         "question": problem["question"],
@@ -187,7 +196,7 @@ def judged_row(problem: dict[str, Any], completion: Completion, answer_kind: str
         "rationale": completion.rationale,
         "answer_text": completion.answer,
         "prediction": prediction,
-        "correct": prediction is not None and completion.ended and is_correct(prediction, problem["answer"], answer_kind),
+        "correct": prediction is not None and ended and is_correct(prediction, problem["answer"], answer_kind),
         "finished": completion.finished,
         "rationale_ids": completion.rationale_ids,
         "answer_ids": completion.answer_ids,

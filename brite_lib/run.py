@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         experiment = load_experiment(arguments.experiment)
         stages = plan(experiment, where=str(arguments.experiment))
-        check_data(stages)
+        check_data(stages, hub=not arguments.plan)
         if arguments.plan:
             print_plan(experiment, stages)
             return 0
@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def check_data(stages: list[StageSpec]) -> None:
-    """Read every problem set that lies on this disk, so that a bad test row is not found after hours of training.
+def check_data(stages: list[StageSpec], hub: bool = False) -> None:
+    """Read every problem set, of the hub only if asked to, so that a bad row or a missing login is not found after hours of training.
 
     Raises:
         InputError: one sentence naming the file and the row.
@@ -62,7 +62,7 @@ def check_data(stages: list[StageSpec]) -> None:
     read = [(params.data, params.split, params.limit) for params in with_data]
     read += [(params.test_data, params.test_split, params.test_limit) for params in with_data if isinstance(params, DrrParams)]
     for data, split, limit in dict.fromkeys(read):
-        if is_toy(data) or is_path(data):
+        if hub or is_toy(data) or is_path(data):
             load_problems(data, split, limit)
     for data in dict.fromkeys(params.data for params in with_data if getattr(params, "monitor_problems", 0)):
         if is_path(data) and has_split(data, "validation"):

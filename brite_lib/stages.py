@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from brite_lib.benchmarks import published_split
 from brite_lib.errors import InputError
 from brite_lib.params import (
     PROJECT_ROOT,
@@ -122,8 +123,8 @@ def token_bounds(params: StageParams) -> tuple[int, int, bool]:
     """
     if not isinstance(params, ModelStageParams):
         return 0, 0, False
-    unknown = params.limit is None and not is_toy(params.data)
-    problems = 1 if unknown else params.limit or 1000
+    number = _number_of_problems(params)
+    problems, unknown = number or 1, number is None
     length = params.max_rationale_tokens + params.max_answer_tokens
     match params:
         case DrrParams():
@@ -145,6 +146,14 @@ def token_bounds(params: StageParams) -> tuple[int, int, bool]:
         case EvalParams():
             return (params.samples + params.greedy) * problems * length, 0, unknown
     raise TypeError(f"no cost estimate for {type(params).__name__}")
+
+
+def _number_of_problems(params: ModelStageParams) -> int | None:
+    """At most so many, as far as it is known before the data is read."""
+    if params.limit or is_toy(params.data):
+        return params.limit or 1000
+    published = None if is_path(params.data) else published_split(params.data, params.split)
+    return published[1] if published else None
 
 
 def is_toy(data: str) -> bool:
@@ -182,7 +191,8 @@ def _task_stages(
         made = {name: value[1:].split("/", 1) for name, value in fields.items() if isinstance(value, str) and value.startswith("@")}
         own = {"stage": stage, "output_dir": output_dir(stage), "seed": seed, "template": experiment.template}
         own |= fields | {name: f"{output_dir(step)}/{file}" for name, (step, file) in made.items()}
-        values = (defaults or {}) | _known(experiment.common, cls) | getattr(experiment, section) | own
+        of_task = task.evaluation if section == "evaluation" else {}
+        values = (defaults or {}) | _known(experiment.common, cls) | getattr(experiment, section) | of_task | own
         stages.append(
             StageSpec(
                 key=f"seed{seed}/{prefix}{stage}",
@@ -230,8 +240,9 @@ def _check_sections(experiment: Experiment, where: str) -> None:
     for name in experiment.common:
         if name not in known and name not in OWNED:
             raise InputError(f"{_join(where, 'common')}: {name}: is no parameter of any stage{suggestion(name, known)}")
-    for section in ("common", *SECTIONS):
-        for name in getattr(experiment, section):
+    sections = {section: getattr(experiment, section) for section in ("common", *SECTIONS)}
+    for section, settings in (sections | {f"tasks: {task.name}: evaluation": task.evaluation for task in experiment.tasks}).items():
+        for name in settings:
             if name in OWNED:
                 raise InputError(f"{_join(where, section)}: {name}: is decided by the experiment's {OWNED[name]}; set it there")
     for section, cls in SECTIONS.items():
@@ -239,6 +250,9 @@ def _check_sections(experiment: Experiment, where: str) -> None:
         shared = _known(experiment.common, cls)
         cls.parse(shared, where=_join(where, "common"))
         cls.parse(shared | getattr(experiment, section), where=_join(where, section))
+    for task in experiment.tasks:
+        values = _known(experiment.common, EvalParams) | experiment.evaluation | task.evaluation
+        EvalParams.parse(values, where=_join(where, f"tasks: {task.name}: evaluation"))
 
 
 def _check_style(method: str, data: str, where: str) -> None:

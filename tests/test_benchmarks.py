@@ -6,11 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from brite_lib.benchmarks import BENCHMARKS, last_box
+from brite_lib import run
+from brite_lib.benchmarks import BENCHMARKS, last_box, published_split
 from brite_lib.errors import InputError
-from brite_lib.params import PROJECT_ROOT, EvalParams, PsiParams
+from brite_lib.params import PROJECT_ROOT, EvalParams, PsiParams, load_experiment
 from brite_lib.problems import load as load_module
 from brite_lib.problems import load_problems
+from brite_lib.stages import plan
 
 DATA = PROJECT_ROOT.parent / "shared" / "data"
 
@@ -292,6 +294,46 @@ def test_a_gated_benchmark_says_what_to_do(monkeypatch):
     with pytest.raises(InputError, match=words) as caught:
         load_problems("gpqa_diamond", "test")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "new_tokens", "kinds"),
+    [
+        ("eval-table1", {"gsm8k": 0, "math": 0}, 2048, {"number", "math"}),
+        ("eval-table2", dict.fromkeys(("humaneval", "humaneval_plus", "bigcodebench_hard", "bigcodebench"), 0), 1280, {"code"}),
+        (
+            "eval-table3",
+            {"math500": 8, "minerva_math": 8, "olympiadbench": 8, "aime24": 64, "amc23": 64, "gpqa_diamond": 8},
+            4096,
+            {"math", "choice"},
+        ),
+        ("eval-latro", {"gsm8k": 8, "arc_challenge": 8}, 532, {"number", "choice"}),
+    ],
+)
+def test_the_protocols_of_the_papers(name, samples, new_tokens, kinds, capsys):
+    path = PROJECT_ROOT / "params" / f"{name}.yaml"
+    stages = {spec.params.benchmark: spec.params for spec in plan(load_experiment(path))}
+    assert {benchmark: params.samples for benchmark, params in stages.items()} == samples
+    assert {params.answer_kind for params in stages.values()} == kinds
+    for benchmark, params in stages.items():
+        assert params.greedy == (name != "eval-table3")
+        assert params.answer_from == "completion"
+        assert params.max_rationale_tokens + params.max_answer_tokens == new_tokens
+        assert published_split(params.data, params.split), benchmark
+    assert run.main([str(path), "--plan"]) == 0  # offline
+    assert "× problems" not in capsys.readouterr().out  # the published sizes are known
+
+
+def test_the_hub_is_asked_before_the_first_stage(tmp_path, monkeypatch, capsys):
+    def load_dataset(*_, **__):
+        raise ConnectionError("no login")
+
+    monkeypatch.setattr(load_module, "load_dataset", load_dataset)
+    path = tmp_path / "x.yaml"
+    path.write_text("{name: test-hub, methods: [sft], tasks: [{name: g, data: 'toy:easy', test_data: gpqa_diamond}]}")
+    assert run.main([str(path)]) == 2
+    assert "it is gated" in capsys.readouterr().err
+    assert not (PROJECT_ROOT / "outputs/test-hub").exists()
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,20 @@ def test_evaluation_depends_on_the_seed_and_not_on_the_batch(base, rows):
     assert len(other) == 24 and {row["seed"] for row in other}.isdisjoint({row["seed"] for row in rows})
 
 
+def test_a_greedy_protocol_takes_the_answer_from_all_that_was_written(base):
+    """The toy's numbers are the last ones of a completion, so the whole text is judged as y is; cut short, it has no y but an answer."""
+    model, template, problems = base
+    settings = SETTINGS | {"samples": 0, "answer_kind": "number"}
+    of_y = evaluate(model, model, problems, template, EvalParams.parse(settings))
+    whole = evaluate(model, model, problems, template, EvalParams.parse(settings | {"answer_from": "completion"}))
+    assert len(of_y) == len(problems) and all(row["correct"] for row in of_y)
+    assert [(row["prediction"], row["correct"]) for row in whole] == [(row["prediction"], row["correct"]) for row in of_y]
+    short = {"max_rationale_tokens": 3, "max_answer_tokens": 1}
+    assert {row["prediction"] for row in evaluate(model, model, problems, template, EvalParams.parse(settings | short))} == {None}
+    cut = evaluate(model, model, problems, template, EvalParams.parse(settings | short | {"answer_from": "completion"}))
+    assert all(row["prediction"] is not None and row["answer_text"] is None and not row["finished"] for row in cut)
+
+
 def test_summary_worked_by_hand():
     rows = [
         prediction("a", 0, True, "1"),

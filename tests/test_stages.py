@@ -97,6 +97,26 @@ def test_common_settings_reach_the_stages_that_know_them_and_sections_win():
     assert stages["seed0/eval_rs"].params.temperature == 0.7
 
 
+def test_a_benchmark_may_have_its_own_settings_of_evaluation():
+    tasks = [{"name": "aime24", "data": "aime24", "evaluation": {"samples": 64}}, {"name": "math500", "data": "math500"}]
+    stages = by_name(make(tasks=tasks, methods=["base"], evaluation={"samples": 8, "greedy": False}))
+    assert [spec.params.samples for spec in stages.values()] == [64, 8]
+    assert not any(spec.params.greedy for spec in stages.values())
+    for settings, words in (
+        ({"sampels": 64}, "tasks: aime24: evaluation: sampels: .*did you mean 'samples'"),
+        ({"split": "train"}, "tasks: aime24: evaluation: split: is decided by"),
+        ({"samples": 0}, "tasks: aime24: evaluation: samples must be above 0, or greedy true"),
+    ):
+        with pytest.raises(InputError, match=words):
+            plan(make(tasks=[tasks[0] | {"evaluation": settings}], methods=["base"], evaluation={"greedy": False}))
+
+
+def test_an_exact_answer_is_not_looked_for_in_a_whole_text():
+    assert plan(make(methods=["base"], evaluation={"answer_from": "completion"}, tasks=[{"name": "g", "data": "gsm8k"}]))
+    with pytest.raises(InputError, match="answer_from: completion needs an answer_kind .* not exact"):
+        plan(make(methods=["base"], evaluation={"answer_from": "completion"}))
+
+
 def test_the_template_and_local_files_reach_every_stage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("model").mkdir()

@@ -31,6 +31,7 @@ class TaskParams(Strict):
     test_data: str = Field("", description="empty: the same data")
     test_split: str = "test"
     test_limit: PositiveInt | None = None
+    evaluation: dict[str, Any] = Field({}, description="settings of evaluation for this benchmark alone (samples, temperature, …)")
 
 
 class Experiment(Strict):

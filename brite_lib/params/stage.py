@@ -113,10 +113,23 @@ class EvalParams(SamplingStageParams):
     split: str = Field("test", description="split of the data")
     method: str = Field("base", description="row of the result table")
     benchmark: str = Field("toy", description="column of the result table")
-    samples: PositiveInt = Field(4, description="k samples per problem for pass@1 and maj@k")
+    samples: NonNegativeInt = Field(4, description="k samples per problem for pass@1 and maj@k; 0: only greedily")
     greedy: bool = Field(True, description="also decode greedily")
+    answer_from: Literal["answer", "completion"] = Field(
+        "answer",
+        description="where the answer is looked for: in y, after the boundary, or in all that was sampled, as evaluators of papers do",
+    )
     bootstrap: PositiveInt = Field(2000, description="resamples of the problems for the intervals")
     reference_model: str = Field("", description="θ that scores log P(y*|x,z); empty: the evaluated model itself")
+
+    @model_validator(mode="after")
+    def _decodes(self) -> Self:
+        if not (self.samples or self.greedy):
+            raise ValueError("samples must be above 0, or greedy true: there is nothing to evaluate")
+        # Not in an experiment file's section, whose data the tasks decide.
+        if self.answer_from == "completion" and self.answer_kind == "exact" and "data" in self.model_fields_set:
+            raise ValueError("answer_from: completion needs an answer_kind that can be found in a text, not exact")
+        return self
 
 
 class TinyBaseParams(ModelStageParams):

@@ -15,7 +15,7 @@ from datasets import Dataset, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from pydantic import ValidationError
 
-from brite_lib.benchmarks import BENCHMARKS, Benchmark, benchmark_of, layout_of
+from brite_lib.benchmarks import BENCHMARKS, Benchmark, benchmark_of, layout_of, published_split
 from brite_lib.errors import InputError
 from brite_lib.params import resolve_path, suggestion
 from brite_lib.problems.problem import Problem
@@ -24,7 +24,6 @@ from brite_lib.stages import is_path, is_toy
 
 FEATURES = Features({name: List(Value("string")) if name == "choices" else Value("string") for name in Problem.model_fields})
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
-SAME_SPLIT = {"dev": "validation", "val": "validation"}
 
 # GSM8K's calculator annotations, <<16-3-4=9>>: the result follows as text anyway, and no model here has a calculator.
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
@@ -73,7 +72,7 @@ def load_problems(source: str, split: str, limit: int | None = None, seed: int =
         name = f"{source}/{split}"
     benchmark = benchmark_of(source)
     problems = Dataset.from_list([problem.model_dump() for problem in _validated(rows, name, place, benchmark)], features=FEATURES)
-    published = benchmark.splits.get(SAME_SPLIT.get(split, split)) if benchmark else None
+    published = published_split(source, split)
     if limit is None and published and len(problems) != published[1]:
         print(f"note: {place}: {len(problems):,} rows, where {published[1]:,} are published")
     if limit is not None and seed > 0:
@@ -156,10 +155,10 @@ def _from_hub(source: str, split: str) -> Iterable[dict[str, Any]]:
     benchmark = benchmark_of(source)
     if not benchmark:
         return _load_dataset(source, None, split)
-    if (named := SAME_SPLIT.get(split, split)) not in benchmark.splits:
+    published = published_split(source, split)
+    if not published:
         raise InputError(f"data: {source}: has no split {split!r}; known: {', '.join(benchmark.splits)}{benchmark.advice}")
-    hub_split = benchmark.splits[named][0]
-    parts = [_load_dataset(benchmark.repository, configuration, hub_split) for configuration in benchmark.configurations]
+    parts = [_load_dataset(benchmark.repository, configuration, published[0]) for configuration in benchmark.configurations]
     return chain.from_iterable(parts)
 
 

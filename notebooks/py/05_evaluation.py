@@ -39,8 +39,9 @@ threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 temperature: float = 1.0  # sampling temperature of pass@1 and maj@k
 method: str = "base"  # row of the result table
 benchmark: str = "toy"  # column of the result table
-samples: int = 4  # k samples per problem
+samples: int = 4  # k samples per problem; 0: only greedily
 greedy: bool = True  # also decode greedily
+answer_from: str = "answer"  # where the answer is looked for: in y (answer), or in all that was sampled (completion)
 bootstrap: int = 2000  # resamples of the problems for the intervals
 reference_model: str = ""  # θ that scores log P(y*|x,z); empty: the evaluated model itself
 
