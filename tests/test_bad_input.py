@@ -36,6 +36,11 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "monitored").mkdir()
     for split, rows_of in (("train", "good"), ("test", "good"), ("validation", "no_answer")):
         shutil.copy(tmp_path / f"{rows_of}.jsonl", tmp_path / f"monitored/{split}.jsonl")
+    (tmp_path / "brite/model").mkdir(parents=True)  # the θ of round 1, changed after its stage recorded it
+    shutil.copy(PROJECT_ROOT / "assets/tiny-base/config.json", tmp_path / "brite/model")
+    record = {"stage": "brite", "seed": 0, "seconds": 0, "tokens_generated": 0, "tokens_trained": 0}
+    record |= {"params": {}, "inputs": {}, "outputs": {"brite/model": "0" * 64}, "metrics": {}}
+    (tmp_path / "brite/stage.json").write_text(json.dumps(record))
     (tmp_path / "bin").mkdir()
     shutil.copy(PROJECT_ROOT / "assets/tiny-base/config.json", tmp_path / "bin")
     (tmp_path / "bin/pytorch_model.bin").write_bytes(b"\x80")
@@ -56,6 +61,12 @@ def experiment(folder: Path, data: str = "toy:easy", **changes: object) -> Path:
     [
         ({"psi": {"stepz": 3}}, "bad.yaml: psi: stepz: is no parameter of PsiParams; did you mean 'steps'?"),
         ({"theta": {"epochs": "many"}}, 'bad.yaml: theta: epochs: Input should be a valid number, * (got "many")'),
+        ({"rounds": 0}, "bad.yaml: rounds: Input should be greater than 0 (got 0)"),
+        ({"dpo_iterations": 0}, "bad.yaml: dpo_iterations: Input should be greater than 0 (got 0)"),
+        (
+            {"methods": ["rloo"], "rloo": {"rationales_per_prompt": 1}},
+            "bad.yaml: rloo: rationales_per_prompt must be at least 2 for advantage: rloo, or use advantage: gae",
+        ),
         ({"psi": {"steps": -1}}, "bad.yaml: psi: steps: Input should be greater than 0 (got -1)"),
         ({"methods": ["base", "britte"]}, "bad.yaml: methods: 'britte' is unknown; did you mean 'brite'?"),
         ({"model": "./nowhere"}, "bad.yaml: model: ./nowhere: no such model directory*"),
@@ -102,6 +113,12 @@ def test_make_run(folder):
             "{folder}/no_answer.jsonl: row 2: answer: is missing",
         ),
         (
+            "02_psi_ppo",
+            "-p",
+            {"round": 2, "model": "{folder}/brite/model"},
+            "{folder}/brite/model: is corrupt or was changed, its SHA-256 is not the one in {folder}/brite/stage.json; *",
+        ),
+        (
             "10_rejection_sampling",
             "-p",
             {"model": "./nowhere", "data": "{folder}/twice.jsonl"},
@@ -124,7 +141,7 @@ def test_make_run(folder):
 )
 def test_plain_papermill(folder, notebook, how, values, sentence):
     target = folder / "stage"
-    values = {name: value.replace("{folder}", str(folder)) for name, value in values.items()} | {"output_dir": target}
+    values = {name: str(value).replace("{folder}", str(folder)) for name, value in values.items()} | {"output_dir": target}
     (folder / "p.yaml").write_text("".join(f"{name}: {value}\n" for name, value in values.items()))
     options = ["-f", folder / "p.yaml"] if how == "-f" else [part for name, value in values.items() for part in ("-p", name, value)]
     command = [sys.executable, "-m", "papermill", f"notebooks/{notebook}.ipynb", folder / "out.ipynb", "-k", "python3", *options]
