@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
@@ -121,6 +122,37 @@ def result_bars(rows: Sequence[Mapping[str, Any]], metric: str = "pass@1", path:
         ax.grid(visible=False, axis="y")
     intervals = " or ".join(dict.fromkeys(row["ci"] for row in rows if row["ci_low"] is not None))
     return finish(figure, f"{metric}; line: 95 % interval ({intervals})" if intervals else metric, path)
+
+
+@styled()
+def monitor_path(table: pd.DataFrame, title: str = "", path: str | Path | None = None) -> Figure:
+    """log P(y*|x, θ) and the ELBO after every ψ- and θ-update, one panel per method: does a round raise the likelihood?
+
+    Lines are means over seeds; each seed is a dot with ±2 standard errors of its sampled rationales (the problems are the
+    same in every round); the shaded gap is KL(Q‖posterior), where Q is the model itself after a θ-update.
+
+    Args:
+        table: a row per seed and update, in order: ``method``, ``update`` (its label), and ``log_marginal`` and ``elbo``, each
+            also with ``_sampling_se``, in nats per problem.
+        title: above the panels.
+        path: also save a PNG there.
+    """
+    methods = list(dict.fromkeys(table["method"]))
+    figure, axes = _panels(len(methods), columns=3, height=2.3, sharey=True)
+    colours = {"log P(y*|x)": PALETTE[0], "ELBO": PALETTE[1]}
+    for ax, method in zip(axes, methods, strict=True):
+        here = table[table["method"] == method]
+        updates = list(dict.fromkeys(here["update"]))
+        means = here.groupby("update")[["log_marginal", "elbo"]].mean().loc[updates]
+        ax.fill_between(range(len(updates)), means["elbo"], means["log_marginal"], color=GREY, alpha=0.2, linewidth=0)
+        for column, colour in zip(("log_marginal", "elbo"), colours.values(), strict=True):
+            ax.plot(range(len(updates)), means[column], color=colour)
+            at = [updates.index(update) for update in here["update"]]
+            ax.errorbar(at, here[column], 2 * here[f"{column}_sampling_se"], fmt="o", markersize=3, color=colour, elinewidth=1, alpha=0.7)
+        ax.set(title=method, xticks=range(len(updates)), xticklabels=updates)
+        ax.set_ylabel("nats per problem" if ax.get_subplotspec().is_first_col() else "")
+    _legend(figure, {**colours, "gap: KL(Q‖posterior)": (*to_rgb(GREY), 0.2)})
+    return finish(figure, title, path)
 
 
 @styled()

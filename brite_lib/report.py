@@ -205,19 +205,13 @@ def monitor_table(run: Run) -> pd.DataFrame:
 
     Does a round raise log P(y*|x, θ), as EM promises? ``gap`` is log P(y*|x) − ELBO, the KL of Q to the posterior.
     """
-    rows = []
-    for key, record in run.records.items():
-        measured = {name.removeprefix("em/"): value for name, value in record["metrics"].items() if name.startswith("em/")}
-        if measured:
-            task = Path(key).name.removesuffix(record["stage"]).rstrip(".")
-            rows.append({"task": task, "round": record["params"]["round"], "after": record["stage"], **measured})
-    if not rows:
-        return pd.DataFrame()
-    table = pd.DataFrame(rows).sort_values("after", key=lambda names: names.map(method_order), kind="stable")
+    table = _monitored(run)
+    if table.empty:
+        return table
     means = table.groupby(["task", "round", "after"], sort=False).mean(numeric_only=True).reset_index()
     shown = {"log_marginal": "log P(y*|x)", "log_marginal_se": "± problems", "elbo": "ELBO", "gap": "gap", "kl": "KL(Q‖θ)", "ess": "ESS"}
     columns = ["round", "after", *shown] if set(means["task"]) == {""} else ["task", "round", "after", *shown]
-    means = means.sort_values(["task", "round"], kind="stable")[columns].rename(columns=shown)
+    means = means[columns].rename(columns=shown)
     return means.assign(**{name: means[name].map("{:.3f}".format) for name in shown.values()})
 
 
@@ -274,6 +268,12 @@ def figures(run: Run) -> dict[str, Figure]:
             caption, name = (f"{kind}, {task}", f"{file}-{task}.png") if task else (kind, f"{file}.png")
             logged = {metric for paths in logs.values() for path in paths for line in read_metrics(path) for metric in line}
             pictures[caption] = plots.training_curves(logs, [n for n in names if n in logged], caption + band, folder / name)
+    monitored = _monitored(run)
+    for task, table in () if monitored.empty else monitored.groupby("task"):
+        paths = table.groupby("method", sort=False).filter(lambda rows: rows["update"].nunique() > 1)  # one update is in the table only
+        if not paths.empty:
+            caption, name = (f"EM monitor, {task}", f"monitor-{task}.png") if task else ("EM monitor", "monitor.png")
+            pictures[caption] = plots.monitor_path(paths, f"{caption}; bars: ±2 s.e. of the sampled rationales", folder / name)
     rows = sampled(run)
     if not rows["num_tokens"].dropna().empty:
         pictures["Length of sampled rationales and answers"] = plots.length_histogram(rows, folder / "lengths.png")
@@ -345,6 +345,21 @@ def _predictions(
     for key, record in run.evaluations.items():
         if seed in (None, record["seed"]) and (methods is None or record["params"]["method"] in methods):
             yield record, read_predictions(run.dir / key / "predictions.parquet")
+
+
+def _monitored(run: Run) -> pd.DataFrame:
+    """What the EM monitor measured: a row per stage that had one, in the order of task, round and result table; empty if none had."""
+    rows = []
+    for key, record in run.records.items():
+        measured = {name.removeprefix("em/"): value for name, value in record["metrics"].items() if name.startswith("em/")}
+        if measured:
+            stage, number = record["stage"], record["params"]["round"]
+            name = stage.partition("_round")[0]
+            method, update = name.removesuffix("_psi"), f"{'ψ' if name.endswith('_psi') else 'θ'} {number}"
+            task = Path(key).name.removesuffix(stage).rstrip(".")
+            rows.append({"task": task, "round": number, "after": stage, "method": method, "update": update, **measured})
+    rows.sort(key=lambda row: (row["task"], row["round"], method_order(row["after"])))
+    return pd.DataFrame(rows)
 
 
 def _logged(run: Run, setting: str) -> dict[str, dict[str, list[Path]]]:

@@ -4,6 +4,7 @@ import sys
 
 import matplotlib.pyplot as plt
 import nbformat
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
@@ -50,6 +51,19 @@ def test_training_curves_of_seeds_have_mean_and_range(tmp_path):
     assert ax.lines[0].get_ydata().tolist() == [2, 3]
     band = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == (1, 4)
+
+
+def test_the_path_of_the_monitor_by_hand():
+    """Two seeds, two updates: lines through the means, bars of ±2 standard errors, the gap shaded between the lines."""
+    names = ("method", "update", "log_marginal", "log_marginal_sampling_se", "elbo", "elbo_sampling_se")
+    rows = [("brite", "ψ 1", -2.0, 0.1, -2.5, 0.2), ("brite", "ψ 1", -1.0, 0.1, -1.5, 0.2), ("brite", "θ 1", -0.5, 0.1, -1.0, 0.2)]
+    (ax,) = plots.monitor_path(pd.DataFrame(rows, columns=names)).axes
+    likelihood, bound = (line.get_ydata().tolist() for line in ax.lines if line.get_linestyle() == "-" and len(line.get_ydata()) == 2)
+    assert (likelihood, bound) == ([-1.5, -0.5], [-2.0, -1.0])
+    gap, *bars = ax.collections
+    assert (gap.get_paths()[0].vertices[:, 1].min(), gap.get_paths()[0].vertices[:, 1].max()) == (-2.0, -0.5)
+    ends = [sorted(round(float(y), 6) for y in segment[:, 1]) for bar in bars for segment in bar.get_segments()]
+    assert ends == [[-2.2, -1.8], [-1.2, -0.8], [-0.7, -0.3], [-2.9, -2.1], [-1.9, -1.1], [-1.4, -0.6]]
 
 
 def test_training_curves_of_methods_have_their_colours(tmp_path):

@@ -139,14 +139,21 @@ def test_the_monitor_shows_every_round_in_the_order_of_the_stages(tmp_path):
         for place, (stage, number) in enumerate((("brite_psi", 1), ("brite", 1), ("brite_psi_round2", 2), ("brite_round2", 2))):
             directory = tmp_path / "run" / f"seed{seed}" / stage
             write_stage(directory, seed=seed, round=number)
-            names = ("elbo", "log_marginal", "log_marginal_se", "gap", "kl", "ess")
-            extend_record(directory, metrics={f"em/{name}": -place + 0.5 * seed for name in names} | {"loss": 1.0})
+            names = ("elbo", "elbo_sampling_se", "log_marginal", "log_marginal_sampling_se", "log_marginal_se", "gap", "kl", "ess")
+            value = {"elbo_sampling_se": 0.1, "log_marginal_sampling_se": 0.2}
+            extend_record(directory, metrics={f"em/{name}": value.get(name, -place + 0.5 * seed) for name in names} | {"loss": 1.0})
+        rs = tmp_path / "run" / f"seed{seed}" / "rs"
+        write_stage(rs, seed=seed, round=1)
+        extend_record(rs, metrics={f"em/{name}": 1.0 for name in names})
     table = report.monitor_table(report.load_run(tmp_path / "run"))
-    assert table["after"].tolist() == ["brite_psi", "brite", "brite_psi_round2", "brite_round2"]
-    assert table["round"].tolist() == [1, 1, 2, 2]
-    assert table["log P(y*|x)"].tolist() == ["0.250", "-0.750", "-1.750", "-2.750"]  # means over the two seeds
+    assert table["after"].tolist() == ["rs", "brite_psi", "brite", "brite_psi_round2", "brite_round2"]
+    assert table["round"].tolist() == [1, 1, 1, 2, 2]
+    assert table["log P(y*|x)"].tolist() == ["1.000", "0.250", "-0.750", "-1.750", "-2.750"]  # means over the two seeds
     page = report.write_html(report.load_run(tmp_path / "run"), {}, tmp_path / "report.html").read_text()
     assert "EM monitor" in page and "-1.750" in page
+    (path,) = report.figures(report.load_run(tmp_path / "run"))["EM monitor"].axes  # rs has one update: no path to draw
+    assert path.get_title(loc="left") == "brite" and [label.get_text() for label in path.get_xticklabels()] == ["ψ 1", "θ 1", "ψ 2", "θ 2"]
+    assert (tmp_path / "run" / "figures" / "monitor.png").is_file()
 
 
 def test_rationales_are_the_first_of_each_method(tmp_path):
