@@ -1,8 +1,8 @@
-"""Statistics of evaluation: unbiased pass@k, majority vote, and intervals that say what they vary over.
+"""Statistics of evaluation: unbiased pass@k, majority vote, intervals that say what they vary over, and McNemar's test.
 
 Two sources of chance must not be mixed up: the problems of the test set (:func:`bootstrap_ci`) and the training
 seeds (:func:`t_interval`, :func:`paired_difference`). A bootstrap over 3-5 seeds covers far less than it claims,
-so seeds get a t-interval.
+so seeds get a t-interval. docs/results/coverage.md has the measured coverage of both, and where it fails.
 """
 
 import math
@@ -27,6 +27,15 @@ class PairedDifference:
     n: int
 
 
+@dataclass(frozen=True)
+class McNemar:
+    """How many problems only one of two models gets right, and the exact two-sided p-value of their being equally good."""
+
+    only_a: int
+    only_b: int
+    p_value: float
+
+
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> NDArray[np.float64]:
     """Unbiased probability that at least one of k samples is right, 1 − C(n−c, k) / C(n, k) (Chen et al. 2021, eq. 1).
 
@@ -39,11 +48,13 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> NDArray[np.float64]:
         One value per problem, of the broadcast shape; 0-dimensional for two numbers.
 
     Raises:
-        ValueError: unless 0 ≤ c ≤ n and 1 ≤ k ≤ n.
+        ValueError: without a problem, or unless 0 ≤ c ≤ n and 1 ≤ k ≤ n for each.
     """
     n, c = np.broadcast_arrays(np.asarray(n), np.asarray(c))
-    if k < 1 or np.any(n < k) or np.any(c < 0) or np.any(c > n):
-        raise ValueError(f"pass@{k} needs 0 <= c <= n and 1 <= k <= n")
+    if n.size == 0:
+        raise ValueError(f"pass@{k} needs predictions, there are none")
+    if (bad := (n < k) | (c < 0) | (c > n) | (k < 1)).any():
+        raise ValueError(f"pass@{k} needs 1 <= k <= n samples and 0 <= c <= n right ones, found n = {n[bad][0]}, c = {c[bad][0]}")
     wrong = n - c
     few = wrong < k  # any k samples then hold a right one
     log_factorial = scipy.special.gammaln
@@ -70,8 +81,10 @@ def majority_at_k(
         (problems,) values in [0, 1].
 
     Raises:
-        ValueError: if a problem has fewer than k samples, or the shapes differ.
+        ValueError: without a problem, if one has fewer than k samples, or the shapes differ.
     """
+    if len(predictions) == 0:
+        raise ValueError("maj@k needs predictions, there are none")
     values = []
     for texts, verdicts in zip(predictions, correct, strict=True):
         if len(texts) != len(verdicts) or len(texts) < (k or 1):
@@ -147,3 +160,50 @@ def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Paired
     difference = a - b
     mean, low, high = t_interval(difference, level)
     return PairedDifference(mean, low, high, tuple(difference.tolist()), difference.size)
+
+
+def mcnemar(a: ArrayLike, b: ArrayLike) -> McNemar:
+    """Whether two models with one answer per problem differ: McNemar's test in its exact, binomial form.
+
+    Args:
+        a: (problems,) verdicts of one model, true or false.
+        b: (problems,) the other model's, same problems in the same order.
+
+    Raises:
+        ValueError: if the lengths differ, there are no problems, or a value is neither true (1) nor false (0).
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1 or a.size == 0 or not np.isin([a, b], (0, 1)).all():
+        raise ValueError(f"mcnemar needs one verdict, true or false, per problem and model, found shapes {a.shape} and {b.shape}")
+    only_a, only_b = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
+    p_value = scipy.stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    return McNemar(only_a, only_b, float(p_value))
+
+
+def minimum_detectable_difference(problems: int, discordant: float = 0.2, power: float = 0.8, level: float = 0.95) -> float:
+    """The smallest true difference of two one-sample accuracies that McNemar's test finds with this power.
+
+    The normal approximation (Connor 1987): n·δ² = (z₁·√d + z₂·√(d − δ²))². Models that were trained from the same base
+    agree on most problems; 0.2 is a guess on the large side. More samples per problem find smaller differences.
+
+    Args:
+        problems: n, size of the benchmark.
+        discordant: d, share of the problems that only one of the two gets right; at least δ, and raised to it.
+        power: chance to find the difference.
+        level: 1 − the chance to find one where none is.
+
+    Returns:
+        δ, as a share of the problems; 1 at the most.
+
+    Raises:
+        ValueError: unless n ≥ 1, and d, power and level lie in (0, 1).
+    """
+    if problems < 1 or not all(0 < share < 1 for share in (discordant, power, level)):
+        raise ValueError("minimum_detectable_difference needs problems >= 1, and discordant, power and level between 0 and 1")
+    z1, z2 = scipy.stats.norm.ppf([(1 + level) / 2, power])
+    difference, previous = 0.0, -1.0
+    while difference > previous + 1e-9:  # grows, and ends at once unless it exceeds the discordant share
+        share, previous = max(discordant, difference), difference
+        root = math.sqrt(max(0.0, z1**2 * problems * share - (problems + z2**2) * (z1**2 - z2**2) * share))
+        difference = min(1.0, (z1 * math.sqrt(problems * share) + root) / (problems + z2**2))
+    return float(difference)
