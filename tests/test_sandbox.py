@@ -1,4 +1,3 @@
-import itertools
 import textwrap
 import time
 
@@ -6,8 +5,7 @@ import psutil
 import pytest
 
 from brite_lib.errors import InputError
-from brite_lib.sandbox import run_tests
-from brite_lib.sandbox import isolation, run
+from brite_lib.sandbox import isolation, run, run_tests
 
 ADD = "def add(a, b):\n    return a + b\n"
 
@@ -55,8 +53,20 @@ def test_prints_are_kept_at_their_end_and_without_control_characters():
 
 
 def test_a_main_guard_does_not_run_and_modules_may_be_imported():
-    program = "import math, os.path as p\nfrom typing import List\ndef f(x: List[int]): return math.sqrt(len(x))\nif __name__ == '__main__': 1 / 0"
-    assert judged(program, "def check(g: List[int]):\n    assert g([1] * 4) == math.floor(2.5)\n    assert p.sep == '/'\ncheck(f)").passed
+    program = """
+        import math, os.path as p
+        from typing import List
+        def f(x: List[int]): return math.sqrt(len(x))
+        if __name__ == "__main__":
+            1 / 0
+    """
+    tests = """
+        def check(g: List[int]):
+            assert g([1] * 4) == math.floor(2.5)
+            assert p.sep == "/"
+        check(f)
+    """
+    assert judged(program, tests).passed
 
 
 @pytest.mark.parametrize(
@@ -178,7 +188,11 @@ def test_a_main_guard_does_not_run_and_modules_may_be_imported():
         ),
         # functions and objects of the tests
         (
-            "def apply(f, x): return [f(i) for i in x]\ndef read(node): node.seen = True; return node.value + len(node)\ndef drain(it): return list(it)",
+            """
+            def apply(f, x): return [f(i) for i in x]
+            def read(node): node.seen = True; return node.value + len(node)
+            def drain(it): return list(it)
+            """,
             """
             class Node:
                 value = 2
@@ -230,9 +244,9 @@ def test_without_isolation_it_refuses_unless_the_risk_is_understood(monkeypatch)
     with pytest.raises(InputError) as refusal:
         run_tests(ADD, "assert add(1, 2) == 3")
     assert str(refusal.value) == (
-        "sandbox: this machine cannot isolate generated programs (bubblewrap: not installed; namespaces: unshare: Operation not permitted); "
-        "on Linux install bubblewrap 0.7 or newer (Debian, Ubuntu: apt-get install bubblewrap) and allow user namespaces, or set "
-        "i_understand_the_risk: true to run them with your rights"
+        "sandbox: this machine cannot isolate generated programs (bubblewrap: not installed; "
+        "namespaces: unshare: Operation not permitted); on Linux install bubblewrap 0.7 or newer (Debian, Ubuntu: apt-get install "
+        "bubblewrap) and allow user namespaces, or set i_understand_the_risk: true to run them with your rights"
     )
     assert run_tests(ADD, "assert add(1, 2) == 3", i_understand_the_risk=True).passed
     assert run_tests(ADD, "assert add(1, 2) == 4", i_understand_the_risk=True).status == "failed"

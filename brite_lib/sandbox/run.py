@@ -10,6 +10,7 @@ import tempfile
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Literal
 
 from brite_lib.errors import InputError
@@ -103,7 +104,15 @@ def _start(
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the process group; with it dies the namespace, and with that whatever the program started."""
+    """End a sandbox and wait until nothing of it runs.
+
+    Its outer process waits for the first one of the namespace, with which the kernel ends all others before it lets it go.
+    """
+    with suppress(OSError):  # it has ended, or this is no Linux
+        for first in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            os.kill(int(first), signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
