@@ -11,14 +11,15 @@ ADD = "def add(a, b):\n    return a + b\n"
 
 
 def judged(program, tests, **limits):
-    return run_tests(textwrap.dedent(program), textwrap.dedent(tests), **limits)
+    """These programs mean no harm, and this must also be tested where nothing isolates them; tests/test_sandbox_attacks.py is the rest."""
+    return run_tests(textwrap.dedent(program), textwrap.dedent(tests), i_understand_the_risk=True, **limits)
 
 
 def test_a_right_and_a_wrong_program():
-    right = run_tests(ADD, "assert add(1, 2) == 3", timeout=5, memory_mb=256)
+    right = judged(ADD, "assert add(1, 2) == 3", timeout=5, memory_mb=256)
     assert (right.passed, right.status, right.stdout, right.stderr) == (True, "passed", "", "")
     assert 0 <= right.seconds < 5
-    wrong = run_tests(ADD, "assert add(1, 2) == 4", timeout=5, memory_mb=256)
+    wrong = judged(ADD, "assert add(1, 2) == 4", timeout=5, memory_mb=256)
     assert (wrong.passed, wrong.status) == (False, "failed")
     assert wrong.stderr == 'Traceback (most recent call last):\n  File "<tests>", line 1, in <module>\nAssertionError\n'
     with pytest.raises(AttributeError):
@@ -41,13 +42,13 @@ def test_a_right_and_a_wrong_program():
     ],
 )
 def test_programs_that_fail_say_why(program, status, said):
-    verdict = run_tests(program, "assert add(1, 2) == 3", timeout=20)
+    verdict = judged(program, "assert add(1, 2) == 3", timeout=20)
     assert verdict.status == status
     assert said in verdict.stderr
 
 
 def test_prints_are_kept_at_their_end_and_without_control_characters():
-    verdict = run_tests("print('x' * 5000)\ndef add(a, b):\n    print('\\x1b[2J\\u202eé', a)\n    return a + b\n", "assert add(1, 2) == 3")
+    verdict = judged("print('x' * 5000)\ndef add(a, b):\n    print('\\x1b[2J\\u202eé', a)\n    return a + b\n", "assert add(1, 2) == 3")
     assert verdict.passed
     assert verdict.stdout == "x" * (2000 - len("\n\x1b[2J\u202eé 1\n")) + "\n\\x1b[2J\\u202eé 1\n"
 
@@ -218,12 +219,12 @@ def test_tests_meet_the_program_as_in_one_module(program, tests):
 
 def test_a_failing_unittest_fails():
     tests = "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(add(1, 2), 4)\nunittest.main()"
-    assert run_tests(ADD, tests).status == "failed"
+    assert judged(ADD, tests).status == "failed"
 
 
 def test_time_counts_from_the_start_of_the_program_and_the_kill_is_prompt():
     start = time.monotonic()
-    verdict = run_tests("while True: pass", "assert True", timeout=1)
+    verdict = judged("while True: pass", "assert True", timeout=1)
     assert verdict.status == "timeout" and 1 <= verdict.seconds < 3
     assert time.monotonic() - start < 30
     assert not psutil.Process().children(recursive=True)
@@ -269,6 +270,6 @@ def test_what_does_not_isolate_is_found_out_by_trying(monkeypatch):
 
 
 def test_a_sandbox_that_breaks_is_no_verdict_on_the_program(monkeypatch):
-    isolation.best_way()
+    isolation.best_way(i_understand_the_risk=True)
     monkeypatch.setattr(run, "command", lambda way, script, scratch: ["/bin/false"])
-    assert run_tests(ADD, "assert add(1, 2) == 3").status == "broken"
+    assert judged(ADD, "assert add(1, 2) == 3").status == "broken"
