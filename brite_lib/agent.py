@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from brite_lib import costs
 from brite_lib.likelihood import make_batch, token_log_probs
 
 
@@ -27,6 +28,7 @@ class PolicyWithCritic(nn.Module):
         self, prompts: Sequence[Sequence[int]], actions: Sequence[Sequence[int]], entropy: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """log Q, entropy and value of every action, flat (N,) in the order of the rows."""
+        costs.add_pass(self.policy, prompts, actions, self.value_head)
         batch = make_batch(prompts, actions, next(self.policy.parameters()).device)
         log_prob, entropies, hidden = token_log_probs(self.policy, batch, entropy)
         values = self.value_head(hidden.detach().float()).squeeze(-1) if self.value_head is not None else torch.zeros_like(log_prob)

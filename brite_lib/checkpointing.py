@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from brite_lib import costs
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_path
 
@@ -42,6 +43,7 @@ def save_state(trainer: "PosteriorPPOTrainer", path: Path) -> None:
         "below_constant": [trainer._below_constant, trainer._finished],
         "tokens": [trainer.tokens_generated, trainer.tokens_trained],
         "seconds": trainer.seconds,
+        "flops": trainer.flops,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
@@ -67,6 +69,7 @@ def load_state(trainer: "PosteriorPPOTrainer", path: Path) -> None:
     trainer.step, trainer.unfinished_reward, trainer.seconds = state["step"], state["unfinished_reward"], state["seconds"]
     trainer._below_constant, trainer._finished = state["below_constant"]
     trainer.tokens_generated, trainer.tokens_trained = state["tokens"]
+    costs.add(state["flops"])
 
 
 def train_on(trainer: "Trainer", checkpoints: str | Path) -> TrainOutput:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
+from brite_lib import costs
 from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text
@@ -43,14 +44,17 @@ def draw_pairs(
     if not table.is_file():
         if params.sampler and load_tokenizer(params.sampler).get_vocab() != template.tokenizer.get_vocab():
             raise InputError(f"sampler: {params.sampler} has another vocabulary than {params.model}, so its samples would mean other texts")
+        before = costs.spent()
         sampler = load_policy(params.sampler or params.model, device=params.device, dtype=params.dtype)
         seed = sample_seed(params.seed, "dpo", params.round)
         options = {**params.generation, "seed": seed, "source": params.stage}
         samples = generate(sampler, problems, template, params.samples, params.temperature, **options)
         pairs, report = make_pairs(samples.to_list(), seed)
-        atomic_write_text(report_path, json.dumps(report))
+        atomic_write_text(report_path, json.dumps({"report": report, "flops": costs.spent() - before}))
         write_table(pairs, PAIRS, table)  # last: with it all is there
-    return read_pairs(table), json.loads(report_path.read_text(encoding="utf-8"))
+    else:
+        costs.add(json.loads(report_path.read_text(encoding="utf-8"))["flops"])
+    return read_pairs(table), json.loads(report_path.read_text(encoding="utf-8"))["report"]
 
 
 def make_pairs(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -135,6 +139,7 @@ def rationale_dpo(
     tuned.remove_callback(PrinterCallback)
     result = train_on(tuned, checkpoints)
     plain_forward(tuned.model)
+    _count(tuned.model, dataset, params.epochs)
     last = [entry for entry in tuned.state.log_history if "loss" in entry][-1]
     return tuned.model, {
         "loss": last["loss"],
@@ -143,6 +148,14 @@ def rationale_dpo(
         "steps": result.global_step,
         "tokens_trained": round(sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in dataset) * params.epochs),
     }
+
+
+def _count(model: nn.Module, dataset: Dataset, epochs: float) -> None:
+    """Count a forward and backward pass of Q, and a forward pass of P, over all pairs and epochs, also after a resume."""
+    sides = [(len(row["prompt_ids"]), len(row[f"{side}_ids"])) for row in dataset for side in ("chosen", "rejected")]
+    work = [prompt + completion for prompt, completion in sides], sum(completion for _, completion in sides)
+    cost = costs.ModelCost.of(model)
+    costs.add(epochs * (cost.training(*work) + cost.forward(*work)))
 
 
 class _ReadyTokens(DPOTrainer):

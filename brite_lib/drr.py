@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
+from brite_lib import costs
 from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.judges import Discriminator, Judge, Row, attempt_text, by_rule
@@ -264,6 +265,8 @@ def train_discriminator(
     tuned.remove_callback(PrinterCallback)
     result = train_on(tuned, checkpoints)
     plain_forward(judge.model)
+    read = [len(judge.input_ids(row)) for row in learned]
+    costs.add(params.epochs * costs.ModelCost.of(judge.model).training(read, logits=0))  # all of it, also after a resume
     judge.log_weight_ratio = float(torch.log(weights[0] / weights[1]))
     truth, scores = [row["accepted"] for row in held_out], judge.scores(held_out)
     judge.threshold = best_threshold(truth, scores, params.false_accept_weight) if params.threshold is None else params.threshold
@@ -272,7 +275,7 @@ def train_discriminator(
     return judge, {
         "loss": losses[-1] if losses else float("nan"),
         "steps": result.global_step,
-        "tokens_trained": round(sum(len(judge.input_ids(row)) for row in learned) * params.epochs),
+        "tokens_trained": round(sum(read) * params.epochs),
         "attempts": len(rows),
         "accept_share": accept_share,
         "threshold": judge.threshold,

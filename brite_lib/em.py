@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import nn
 
+from brite_lib import costs
 from brite_lib.errors import InputError
 from brite_lib.likelihood import score
 from brite_lib.params import PsiParams, ThetaParams
@@ -167,6 +168,7 @@ def score_joint(theta: nn.Module, draws: Draws, batch_size: int = 512) -> tuple[
     return np.array(prior).reshape(draws.log_q.shape), np.array(answer).reshape(draws.log_q.shape)
 
 
+@costs.not_counted()
 def monitored(
     params: PsiParams | ThetaParams, template: RationaleTemplate, q: nn.Module, theta: AbstractContextManager[nn.Module] | None = None
 ) -> dict[str, float]:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 from transformers import logging as transformers_logging
 
+from brite_lib import costs
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_directory
 from brite_lib.likelihood import length_sorted, pad_sequences, score
@@ -125,6 +126,7 @@ class Discriminator:
         sequences, values = [self.input_ids(row) for row in rows], [0.0] * len(rows)
         device = next(self.model.parameters()).device
         self.model.eval()
+        costs.add(costs.ModelCost.of(self.model).forward([len(ids) for ids in sequences], logits=0))
         with torch.no_grad():
             for part in length_sorted([(ids,) for ids in sequences], self.batch_size):
                 padded = pad_sequences([sequences[i] for i in part], device, pad_id=self.pad_id)

@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from brite_lib import costs
 from brite_lib.errors import InputError
 
 MAX_LOGITS = 2**25  # numbers in one chunk of logits: 128 MiB of float32, whatever B, T and V are
@@ -139,6 +140,7 @@ def score(
     was_training = model.training
     model.eval()
     with torch.no_grad():
+        costs.add_pass(model, prompt_ids, completions)
         for rows in length_sorted(list(zip(prompt_ids, completions, strict=True)), batch_size):
             batch = make_batch([prompt_ids[i] for i in rows], [completions[i] for i in rows], device, padding_side)
             log_prob = token_log_probs(model, batch)[0].cpu()

@@ -23,6 +23,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from brite_lib import costs
 from brite_lib.advantages import answer_loss, explained_variance, gae, group_advantages, masked_mean, policy_loss, token_rewards, whiten
 from brite_lib.agent import PolicyWithCritic
 from brite_lib.checkpointing import load_state, save_state
@@ -112,6 +113,7 @@ class PosteriorPPOTrainer:
         self.unfinished_reward = config.unfinished_reward if config.unfinished_reward is not None else self.reward.unfinished_default()
         self.tokens_generated = self.tokens_trained = 0
         self.seconds = self.seconds_before = 0.0  # of training in all, and of interrupted runs before this one
+        self._spent_before = costs.spent()
         self._below_constant = self._finished = 0
 
     def train(self) -> nn.Module:
@@ -260,6 +262,11 @@ class PosteriorPPOTrainer:
         constant = lowest - self.config.unfinished_margin
         print(f"reward of unfinished rationales: {constant:.2f} (lowest finished one: {lowest:.2f})")
         return constant
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs since this trainer was made, those of interrupted runs before its checkpoint included."""
+        return costs.spent() - self._spent_before
 
     def save(self, path: Path) -> None:
         """Write the whole state of the run atomically."""

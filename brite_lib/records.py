@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from brite_lib import costs
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text, sha256_of
 from brite_lib.params import PROJECT_ROOT, StageParams, resolve_path
@@ -41,7 +42,7 @@ class Stage:
         self.name, self.params, self.dir = name, params, directory
         self._inputs: dict[str, str] = {}
         self._cost = {"tokens_generated": 0, "tokens_trained": 0, "flops": 0.0, "seconds": 0.0}
-        self._started, self._clock = datetime.now(UTC), time.monotonic()
+        self._started, self._clock, self._spent = datetime.now(UTC), time.monotonic(), costs.spent()
 
     @classmethod
     def start(cls, name: str, params: StageParams) -> Self:
@@ -118,7 +119,11 @@ class Stage:
         atomic_write_text(self.path("metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in kept))
 
     def count(self, tokens_generated: int = 0, tokens_trained: int = 0, flops: float = 0.0, seconds: float = 0.0) -> None:
-        """Add to the stage's cost; ``seconds`` are those of interrupted runs before this one."""
+        """Add to the stage's cost.
+
+        The stage's own seconds, and the model FLOPs that this process reports to :mod:`brite_lib.costs`, are counted without this:
+        ``seconds`` are those of interrupted runs before this one, ``flops`` those of anything that does not report.
+        """
         added = {"tokens_generated": tokens_generated, "tokens_trained": tokens_trained, "flops": flops, "seconds": seconds}
         self._cost = {name: self._cost[name] + amount for name, amount in added.items()}
 
@@ -148,7 +153,7 @@ class Stage:
             "seconds": round(seconds, 3),
             "tokens_generated": self._cost["tokens_generated"],
             "tokens_trained": self._cost["tokens_trained"],
-            "flops": self._cost["flops"],
+            "flops": self._cost["flops"] + costs.spent() - self._spent,
             "peak_rss_gib": round(_peak_rss_gib(), 3),
             "peak_gpu_gib": gpu_gib,
             "gpu_hours": gpus * seconds / 3600,

@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from brite_lib import costs
 from brite_lib.errors import InputError
 from brite_lib.likelihood import length_sorted, pad_sequences, score
 from brite_lib.models import load_policy
@@ -104,6 +105,7 @@ def sample(
             for i, ids in zip(rows, output[:, length:].tolist(), strict=True):
                 ids = _trim(ids, config.eos_token_id)
                 completions[i] = ids[: template.boundary_end(ids)] if watch_text else ids
+    costs.add(costs.ModelCost.of(model).sampling([len(prompt) for prompt in prompts], [len(ids) for ids in completions]))
     return completions
 
 

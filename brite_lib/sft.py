@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from brite_lib import costs
 from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.models import attach_lora
@@ -101,6 +102,8 @@ def rationale_sft(
     result = train_on(tuned, checkpoints)
     plain_forward(tuned.model)
     targets = sum(sum(label != -100 for label in row["labels"]) for row in dataset)
+    work = costs.ModelCost.of(tuned.model).training([len(row["input_ids"]) for row in dataset], targets)
+    costs.add(params.epochs * work)  # all of it, also after a resume
     losses = [entry["loss"] for entry in tuned.state.log_history if "loss" in entry]
     return tuned.model, {
         "loss": losses[-1] if losses else float("nan"),
