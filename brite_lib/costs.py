@@ -56,21 +56,21 @@ class ModelCost:
             attention=config.num_hidden_layers * config.num_attention_heads * size,
         )
 
-    def forward(self, lengths: Sequence[int], logits: int) -> float:
+    def forward(self, lengths: Sequence[int], logits: int) -> int:
         """FLOPs of one forward pass.
 
         Args:
             lengths: tokens of each sequence.
             logits: tokens, of all sequences together, whose logits are needed.
         """
-        return 2.0 * (self.trunk * int(np.sum(lengths)) + self.head * logits) + self._attention(lengths)
+        return 2 * (self.trunk * int(np.sum(lengths)) + self.head * logits) + self._attention(lengths)
 
-    def training(self, lengths: Sequence[int], logits: int) -> float:
+    def training(self, lengths: Sequence[int], logits: int) -> int:
         """FLOPs of a forward and a backward pass, as in :meth:`forward`."""
         weights = (2 * self.trunk + self.trunk_trained) * int(np.sum(lengths)) + (2 * self.head + self.head_trained) * logits
-        return 2.0 * weights + 3 * self._attention(lengths)
+        return 2 * weights + 3 * self._attention(lengths)
 
-    def sampling(self, prompts: Sequence[int], sampled: Sequence[int]) -> float:
+    def sampling(self, prompts: Sequence[int], sampled: Sequence[int]) -> int:
         """FLOPs of decoding with a cache: every token is read once, and the last one sampled is not read at all.
 
         Args:
@@ -79,24 +79,24 @@ class ModelCost:
         """
         return self.forward(np.asarray(prompts) + np.asarray(sampled) - 1, int(np.sum(sampled)))
 
-    def _attention(self, lengths: Sequence[int]) -> float:
+    def _attention(self, lengths: Sequence[int]) -> int:
         tokens = np.asarray(lengths, dtype=np.int64)
-        return 2.0 * self.attention * int((tokens * (tokens + 1)).sum())
+        return 2 * self.attention * int((tokens * (tokens + 1)).sum())
 
 
 def _is_trained(parameter: Any) -> bool:
     return parameter.requires_grad
 
 
-_spent = 0.0
+_spent = 0  # an integer: sums do not depend on their order
 
 
-def spent() -> float:
+def spent() -> int:
     """Model FLOPs of this process so far."""
     return _spent
 
 
-def add(flops: float) -> None:
+def add(flops: int) -> None:
     """Count what was computed elsewhere: by a trainer that is not ours, or by the interrupted run before this one."""
     global _spent
     _spent += flops

@@ -155,7 +155,7 @@ def _count(model: nn.Module, dataset: Dataset, epochs: float) -> None:
     sides = [(len(row["prompt_ids"]), len(row[f"{side}_ids"])) for row in dataset for side in ("chosen", "rejected")]
     work = [prompt + completion for prompt, completion in sides], sum(completion for _, completion in sides)
     cost = costs.ModelCost.of(model)
-    costs.add(epochs * (cost.training(*work) + cost.forward(*work)))
+    costs.add(round(epochs * (cost.training(*work) + cost.forward(*work))))
 
 
 class _ReadyTokens(DPOTrainer):

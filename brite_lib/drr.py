@@ -266,7 +266,7 @@ def train_discriminator(
     result = train_on(tuned, checkpoints)
     plain_forward(judge.model)
     read = [len(judge.input_ids(row)) for row in learned]
-    costs.add(params.epochs * costs.ModelCost.of(judge.model).training(read, logits=0))  # all of it, also after a resume
+    costs.add(round(params.epochs * costs.ModelCost.of(judge.model).training(read, logits=0)))  # all of it, also after a resume
     judge.log_weight_ratio = float(torch.log(weights[0] / weights[1]))
     truth, scores = [row["accepted"] for row in held_out], judge.scores(held_out)
     judge.threshold = best_threshold(truth, scores, params.false_accept_weight) if params.threshold is None else params.threshold

@@ -264,7 +264,7 @@ class PosteriorPPOTrainer:
         return constant
 
     @property
-    def flops(self) -> float:
+    def flops(self) -> int:
         """Model FLOPs since this trainer was made, those of interrupted runs before its checkpoint included."""
         return costs.spent() - self._spent_before
 

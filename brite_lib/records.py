@@ -153,7 +153,7 @@ class Stage:
             "seconds": round(seconds, 3),
             "tokens_generated": self._cost["tokens_generated"],
             "tokens_trained": self._cost["tokens_trained"],
-            "flops": self._cost["flops"] + costs.spent() - self._spent,
+            "flops": float(self._cost["flops"] + costs.spent() - self._spent),
             "peak_rss_gib": round(_peak_rss_gib(), 3),
             "peak_gpu_gib": gpu_gib,
             "gpu_hours": gpus * seconds / 3600,

@@ -103,7 +103,7 @@ def rationale_sft(
     plain_forward(tuned.model)
     targets = sum(sum(label != -100 for label in row["labels"]) for row in dataset)
     work = costs.ModelCost.of(tuned.model).training([len(row["input_ids"]) for row in dataset], targets)
-    costs.add(params.epochs * work)  # all of it, also after a resume
+    costs.add(round(params.epochs * work))  # all of it, also after a resume
     losses = [entry["loss"] for entry in tuned.state.log_history if "loss" in entry]
     return tuned.model, {
         "loss": losses[-1] if losses else float("nan"),

@@ -26,7 +26,7 @@ def tiny(monkeypatch):
     """The embedded model with eager attention, whose products torch's counter sees (on the CPU it misses the fused kernel's)."""
     from brite_lib.params import PROJECT_ROOT
 
-    monkeypatch.setattr(costs, "_spent", 0.0)
+    monkeypatch.setattr(costs, "_spent", 0)
     return AutoModelForCausalLM.from_pretrained(PROJECT_ROOT / TINY, attn_implementation="eager", dtype=torch.float32)
 
 
@@ -113,7 +113,7 @@ def test_a_stage_records_what_its_process_spent_and_what_an_interrupted_one_did(
     from brite_lib.records import Stage
 
     stage = Stage.start("theta_sft", ThetaParams(output_dir=str(tmp_path)))
-    costs.add(300.0)
+    costs.add(300)
     stage.count(flops=20.0)
     stage.finish([], {})
     assert json.loads((tmp_path / "stage.json").read_text())["flops"] == 320.0

@@ -60,7 +60,7 @@ params.difference()
 # %%
 import pandas as pd
 
-from brite_lib import em, plots
+from brite_lib import em, plots, quality
 from brite_lib.checkpointing import resume_step
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.problems import load_problems
@@ -97,6 +97,16 @@ if len(dataset):
     print("context:", template.decode(first["input_ids"][:context])[-300:])
     print("learned:", template.decode(first["input_ids"][context:])[-300:])
 
+# %% [markdown]
+# ## How good they are
+#
+# Apart from right or wrong: perplexity under $\theta$ before it learns from them, steps, repetition, the share that states the answer
+# before any derivation, and the share that ends in its own answer. `brite_lib/quality.py` defines each and says where it is blind.
+
+# %%
+written = quality.summary(quality.with_log_probs(rows, template, model, params.batch_size))
+pd.Series(written).round(4).to_frame("value")
+
 # %%
 checkpoints = stage.checkpoints()
 stage.rewind(resume_step(checkpoints))
@@ -120,4 +130,4 @@ monitored
 
 # %%
 directory = save_policy(model, template, stage.path("model"))
-stage.finish([directory], {**metrics, **monitored, "rationales": len(dataset), "problems": len({row["id"] for row in rows})})
+stage.finish([directory], {**metrics, **written, **monitored, "rationales": len(dataset), "problems": len({row["id"] for row in rows})})

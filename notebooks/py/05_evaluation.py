@@ -54,7 +54,7 @@ params.difference()
 # %%
 import pandas as pd
 
-from brite_lib import plots
+from brite_lib import plots, quality
 from brite_lib.evaluation import evaluate, style_counts, summary
 from brite_lib.models import load_policy, load_template
 from brite_lib.problems import load_problems
@@ -87,6 +87,19 @@ pd.Series(metrics).round(4).to_frame("value")
 
 # %%
 plots.length_histogram(rows)
+
+# %% [markdown]
+# ## Quality of the sampled rationales
+#
+# Reward hacking shows here before it shows in the accuracy: rationales that repeat themselves, state the answer before any derivation,
+# or end in another number than the answer. *Self-evaluation*: how well $\log P(y^\star \mid x, z; \theta)$ tells right from wrong
+# (AUROC, interval over problems), and how far $P(y^\star \mid x, z; \theta)$ is from the share of right answers (calibration error).
+
+# %%
+sampled = [row for row in rows if row["temperature"] > 0]
+metrics |= quality.summary(sampled) | quality.self_evaluation(sampled, params.bootstrap, params.seed)
+pd.Series(metrics).filter(regex="quality|self_evaluation").round(4).to_frame("value")
+
 # %% [markdown]
 # On the toy task a rationale's style can be told by its shape: who thinks, who skips, who guesses, and how that pays.
 

@@ -71,7 +71,7 @@ params.difference()
 # %%
 import pandas as pd
 
-from brite_lib import drr, judges, plots, roc
+from brite_lib import costs, drr, judges, plots, roc
 from brite_lib.checkpointing import resume_step
 from brite_lib.models import load_policy, load_template
 from brite_lib.problems import load_problems
@@ -96,10 +96,13 @@ checkpoints = stage.checkpoints()
 
 # %%
 if not (checkpoints / "behaviour.parquet").is_file():
-    write_table(drr.collect_behaviour(reasoner, problems, template, params), drr.ATTEMPTS, checkpoints / "behaviour.parquet")
+    with costs.not_counted():  # but from the table below, also after a resume
+        attempted = drr.collect_behaviour(reasoner, problems, template, params)
+    write_table(attempted, drr.ATTEMPTS, checkpoints / "behaviour.parquet")
 behaviour = drr.read_attempts(checkpoints / "behaviour.parquet")
 write_table(behaviour, drr.ATTEMPTS, stage.path("behaviour.parquet"))
-stage.count(tokens_generated=sum(row["num_tokens"] for row in behaviour))
+written, read = [row["num_tokens"] for row in behaviour], [len(row["prompt_ids"]) for row in behaviour]
+stage.count(tokens_generated=sum(written), flops=costs.ModelCost.of(reasoner).sampling(read, written))
 table = pd.DataFrame(behaviour)
 table.groupby("turn")["accepted"].agg(attempts="size", right="mean").round(3)
 
@@ -132,10 +135,12 @@ used = {
     "self-critique": judges.SelfCritique(reasoner, template, params.seed, params.batch_size),
     "always reject": judges.always_reject,
 }
-runs = {name: drr.reason_with_feedback(reasoner, judge, test, template, params) for name, judge in used.items()}
+with costs.not_counted():  # inference is no cost of making the discriminator
+    runs = {name: drr.reason_with_feedback(reasoner, judge, test, template, params) for name, judge in used.items()}
 attempts = runs[params.method]
 options = {**params.generation, "seed": params.seed, "source": "vote"}
-votes = generate(reasoner, test, template, params.vote_samples, params.temperature, **options).to_list()
+with costs.not_counted():
+    votes = generate(reasoner, test, template, params.vote_samples, params.temperature, **options).to_list()
 
 # %%
 results = drr.compare(runs, votes, params)
@@ -190,7 +195,8 @@ bins.round(3)
 # the discriminator; what inference costs is in the metrics.
 
 # %%
-answers = add_scores(drr.final_answers(attempts), template, reasoner, batch_size=params.batch_size)
+with costs.not_counted():
+    answers = add_scores(drr.final_answers(attempts), template, reasoner, batch_size=params.batch_size)
 answers = [{**row, "temperature": params.temperature, "benchmark": params.benchmark} for row in answers]
 predictions = [{name: row[name] for name in PREDICTIONS.names if name in row} for row in answers]
 write_table(predictions, PREDICTIONS, stage.path("predictions.parquet"))
