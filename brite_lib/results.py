@@ -18,7 +18,7 @@ from brite_lib.records import checked_digest, read_record
 from brite_lib.stats import bootstrap_ci, majority_at_k, pass_at_k, t_interval
 from brite_lib.tables import read_predictions
 
-COSTS = ("seconds", "tokens_generated", "tokens_trained")
+COSTS = ("seconds", "tokens_generated", "tokens_trained", "flops", "gpu_hours")
 COLUMNS = ("method", "benchmark", "metric", "k", "seeds", "values", "mean", "ci_low", "ci_high", "ci", "n_problems", *COSTS)
 METRIC_ORDER = ("pass@1", "greedy")  # then maj@k
 
@@ -29,8 +29,8 @@ def collect(run_dir: str | Path) -> list[dict[str, Any]]:
     ``values`` has one accuracy per seed: ``pass@1`` over the samples at a temperature above 0 (the presets use 1),
     ``maj@k`` over the same k samples, ``greedy`` at temperature 0. What could not be judged counts as wrong. With one seed
     the interval is a bootstrap over problems, with several a t-interval over seeds; ``ci`` says which. ``seconds``,
-    ``tokens_generated`` and ``tokens_trained`` are the method's training in this run, sampling of its rationales included
-    and evaluation excluded, as means over seeds; a base model that the run did not make costs 0.
+    ``tokens_generated``, ``tokens_trained``, ``flops`` and ``gpu_hours`` are the method's training in this run, sampling of its
+    rationales included and evaluation excluded, as means over seeds; a base model that the run did not make costs 0.
 
     Raises:
         InputError: one sentence naming the file, if a record or table is broken, two evaluations are of the same method,
@@ -78,7 +78,7 @@ def _rows(method: str, benchmark: str, paths: dict[int, Path], run_dir: Path) ->
     costs = [_training_cost(paths[seed], run_dir) for seed in seeds]
     shared = {
         "n_problems": len(problems or ()),
-        **{name: float(np.mean([cost[name] for cost in costs])) for name in COSTS},
+        **{name: _number(float(np.mean([cost[name] for cost in costs]))) for name in COSTS},
     }
     rows = []
     for (metric, k), per_seed in accuracies.items():
@@ -146,7 +146,7 @@ def _training_cost(evaluation: Path, run_dir: Path) -> dict[str, float]:
         seen.add(record_path)
         record = read_record(record_path)
         for name in COSTS:
-            total[name] += record[name]
+            total[name] += math.nan if record.get(name) is None else record[name]  # a record before FLOPs were counted
         todo += [resolve_path(path) for path in record["inputs"]]
     return total
 

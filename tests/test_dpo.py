@@ -233,7 +233,7 @@ def test_the_notebook_killed_in_training_ends_like_one_that_was_not(tmp_path):
     assert execute(NOTEBOOK, killed / "notebook.ipynb", values | {"output_dir": str(killed)}) is None
 
     one, other = (read_record(directory / "stage.json") for directory in (undisturbed, killed))
-    for name in ("tokens_generated", "tokens_trained", "metrics"):
+    for name in ("tokens_generated", "tokens_trained", "flops", "metrics"):
         assert one[name] == other[name]
     assert list(one["outputs"].values()) == list(other["outputs"].values())  # model and pairs, bit by bit
     assert read_metrics(undisturbed / "metrics.jsonl") == read_metrics(killed / "metrics.jsonl")

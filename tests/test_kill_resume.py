@@ -19,7 +19,7 @@ from brite_lib.params import PROJECT_ROOT, load_experiment
 from brite_lib.records import read_metrics, read_record
 from brite_lib.stages import plan, run_directory
 
-TIMES = ("seconds",)
+TIMES = ("seconds", "gpu_hours")
 DPO = {"samples": 4, "epochs": 8, "train_batch_size": 8, "save_steps": 8}
 CASES = {  # changes to params/micro.yaml, the stages to be killed in, and what is killed in each
     "round1": ({"methods": ["brite"]}, ("brite_psi", "brite"), ("snakemake", "papermill", "kernel")),
@@ -73,7 +73,7 @@ def test_a_killed_run_ends_like_one_that_was_not_and_the_same_seed_gives_the_sam
         assert logged(killed_dir / stage / "metrics.jsonl") == logged(undisturbed_dir / stage / "metrics.jsonl")
         one, other = (read_record(directory / stage / "stage.json") for directory in (killed_dir, undisturbed_dir))
         assert outputs(one) == outputs(other)
-        for name in ("tokens_generated", "tokens_trained", "metrics"):
+        for name in ("tokens_generated", "tokens_trained", "flops", "metrics"):
             assert one[name] == other[name]
         assert "model" in outputs(one)  # bit by bit
 

@@ -15,7 +15,7 @@ def write_stage(
     directory.mkdir(parents=True, exist_ok=True)
     record = {
         "stage": directory.name, "status": "finished", "params": params, "seed": seed, "seconds": seconds, "tokens_generated": generated,
-        "tokens_trained": trained, "inputs": dict.fromkeys(map(str, inputs), "0"), "outputs": {}, "metrics": {},
+        "tokens_trained": trained, "flops": 10.0 * trained, "gpu_hours": 0.0, "inputs": dict.fromkeys(map(str, inputs), "0"), "outputs": {}, "metrics": {},
     }  # fmt: skip
     (directory / "stage.json").write_text(json.dumps(record))
 
@@ -63,6 +63,7 @@ def test_rows_of_two_seeds(tmp_path):
     assert (brite["ci_low"], brite["ci_high"]) == pytest.approx((0.625 - half, 0.625 + half), abs=1e-5)
     assert (brite["ci"], brite["k"], brite["n_problems"], brite["benchmark"]) == ("t over seeds", 1, 2, "toy")
     assert (brite["seconds"], brite["tokens_generated"], brite["tokens_trained"]) == (15.5, 100, 80)
+    assert (brite["flops"], brite["gpu_hours"]) == (800, 0)
     assert rows["brite", "maj@2"]["values"] == [0.5, 0.75]  # a tie counts one half
     assert rows["brite", "maj@2"]["k"] == 2
     assert rows["base", "greedy"]["values"] == [0.5, 0.5]
@@ -74,6 +75,15 @@ def test_one_seed_has_a_bootstrap_interval(tmp_path):
     row = next(row for row in collect(tmp_path / "run") if (row["method"], row["metric"]) == ("brite", "pass@1"))
     assert (row["mean"], row["ci_low"], row["ci_high"], row["ci"]) == (0.5, 0.0, 1.0, "bootstrap over problems")
     assert row["seconds"] == 15.0
+
+
+def test_flops_that_a_stage_did_not_count_are_unknown_and_not_zero(tmp_path):
+    write_run(tmp_path / "run", seeds=1)
+    path = tmp_path / "run" / "seed0" / "brite_psi" / "stage.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in record.items() if name != "flops"}))
+    rows = {row["method"]: row for row in collect(tmp_path / "run")}
+    assert (rows["brite"]["flops"], rows["brite"]["tokens_trained"], rows["base"]["flops"]) == (None, 80, 0)
 
 
 def test_files_are_written_and_stable(tmp_path):
