@@ -15,7 +15,8 @@ def write_stage(
     directory.mkdir(parents=True, exist_ok=True)
     record = {
         "stage": directory.name, "status": "finished", "params": params, "seed": seed, "seconds": seconds, "tokens_generated": generated,
-        "tokens_trained": trained, "flops": 10.0 * trained, "gpu_hours": 0.0, "inputs": dict.fromkeys(map(str, inputs), "0"), "outputs": {}, "metrics": {},
+        "tokens_trained": trained, "flops": 10.0 * trained, "gpu_hours": 0.0,
+        "inputs": dict.fromkeys(map(str, inputs), "0"), "outputs": {}, "metrics": {},
     }  # fmt: skip
     (directory / "stage.json").write_text(json.dumps(record))
 
