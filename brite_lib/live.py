@@ -15,6 +15,7 @@ from typing import Any
 from IPython import get_ipython
 from IPython.display import HTML, display
 
+from brite_lib import costs
 from brite_lib.ppo import PosteriorPPOTrainer
 from brite_lib.progress import SECONDS_BETWEEN_LINES
 from brite_lib.rollouts import generate
@@ -90,6 +91,7 @@ class _Picture:
             self.handle.update(HTML(self._html(step)))
             self.last = time.monotonic()
 
+    @costs.not_counted()
     def _accuracy(self) -> float:
         config = self.trainer.config
         options = {**config.generation, "seed": config.seed, "source": "validation"}

@@ -83,7 +83,7 @@ params.difference()
 # %%
 import pandas as pd
 
-from brite_lib import em, live, plots
+from brite_lib import costs, em, live, plots
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.ppo import PosteriorPPOTrainer
 from brite_lib.problems import has_split, load_problems
@@ -105,7 +105,8 @@ print(f"{len(problems)} problems; boundary {template.formats.boundary!r}; {sum(p
 
 # %%
 shown = problems.select(range(min(64, len(problems))))
-before = add_scores(generate(theta, shown, template, n=4, seed=params.seed, source="θ", **params.generation), template, theta)
+with costs.not_counted():  # only to be looked at
+    before = add_scores(generate(theta, shown, template, n=4, seed=params.seed, source="θ", **params.generation), template, theta)
 columns = ["question", "gold", "rationale", "answer_text", "correct", "logp_answer"]
 pd.DataFrame(before)[columns].head(8)
 
