@@ -2,6 +2,7 @@
 
 import json
 
+import enumerable
 import pytest
 import torch
 from real_model import build_qwen2
@@ -14,6 +15,7 @@ from brite_lib.costs import ModelCost
 from brite_lib.likelihood import score
 from brite_lib.models import attach_lora, load_template
 from brite_lib.params import LoraParams
+from brite_lib.ppo import PosteriorPPOConfig, PosteriorPPOTrainer
 from brite_lib.rollouts import sample
 
 TINY = "assets/tiny-base"
@@ -106,6 +108,26 @@ def test_scoring_sampling_and_updates_report_what_they_compute(tiny):
     with costs.not_counted():
         score(tiny, prompts, [[7], [8]], [[2], [2]])
     assert costs.spent() == before
+
+
+def test_an_interrupted_psi_update_ends_with_the_flops_of_one_that_was_not(tmp_path):
+    settings = {"steps": 3, "prompts_per_step": 2, "rationales_per_prompt": 2, "max_rationale_tokens": 3, "epochs": 2, "save_steps": 2}
+    config = PosteriorPPOConfig(**settings, device="cpu", advantage="gae")
+
+    def train(name: str, log=None) -> int:
+        model, problems = enumerable.model(), enumerable.problems()
+        trainer = PosteriorPPOTrainer(model, enumerable.template(), problems, config, checkpoint=tmp_path / name, log=log)
+        trainer.train()
+        return trainer.flops
+
+    def die_at_three(step: int, **metrics: float) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train("killed", die_at_three)
+    costs.add(10**6)  # whatever a process does before it goes on
+    assert train("killed") == train("undisturbed") > 0
 
 
 def test_a_stage_records_what_its_process_spent_and_what_an_interrupted_one_did(tmp_path):
