@@ -36,6 +36,12 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_temporary(directory: str | Path) -> None:
+    """Delete what killed processes left half-written below a directory; only where no process writes any more."""
+    for path in Path(directory).rglob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def is_full(directory: str | Path) -> bool:
     """Whether the disk of a directory (of its nearest existing parent) has less than 1 MiB left."""
     directory = Path(directory).absolute()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 from brite_lib.errors import InputError
-from brite_lib.files import is_full
+from brite_lib.files import is_full, remove_temporary
 from brite_lib.lifeline import end_processes
 from brite_lib.params import PROJECT_ROOT, DrrParams, Experiment, ModelStageParams, load_experiment
 from brite_lib.stages import StageSpec, is_path, is_toy, plan, run_directory, token_bounds
@@ -72,6 +72,7 @@ def check_data(stages: list[StageSpec], hub: bool = False) -> None:
 def run(path: Path, experiment: Experiment, stages: list[StageSpec], run_dir: Path, cores: int, snakemake_options: list[str]) -> int:
     """Run the stages with Snakemake; the caller holds the lock."""
     end_processes(run_dir)  # of a run that was killed a moment ago; we hold its lock, so nobody needs them
+    remove_temporary(run_dir)
     done = sum((spec.directory / "stage.json").exists() for spec in stages)
     print(f"{experiment.name}: {len(stages)} stages, {done} done before; log: {_shown(run_dir / 'snakemake.log')}", flush=True)
     started = time.time()
