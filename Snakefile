@@ -4,6 +4,7 @@ import re
 import sys
 from contextlib import chdir
 
+from brite_lib.fingerprint import code_fingerprint
 from brite_lib.params import ReportParams, load_experiment
 from brite_lib.stages import PROJECT_ROOT, plan, run_directory
 
@@ -11,7 +12,9 @@ with chdir(config["launched_from"]):  # paths in an experiment file are relative
     experiment = load_experiment(config["experiment"])
     stages = {spec.key: spec for spec in plan(experiment)}
 run_dir = run_directory(experiment)
+python = sys.executable  # no parameter of a rule: a moved clone has another one
 priorities = {"brite_psi": 3, "rs_sampling": 2, "latro": 3, "dpo": 2, "drr": 2, "theta_sft": 1, "evaluation": 0, "theory": 0}  # the longest chain of stages first
+report_notebook = PROJECT_ROOT / "notebooks" / "06_report.ipynb"
 report_params = ReportParams(run_dir=f"outputs/{experiment.name}", title=experiment.title)
 
 
@@ -28,17 +31,18 @@ rule all:
 
 rule write_report:
     input:
-        notebook=here(PROJECT_ROOT / "notebooks" / "06_report.ipynb"),
+        notebook=here(report_notebook),
+        templates=[here(path) for path in sorted(PROJECT_ROOT.glob("brite_lib/*.j2"))],
         stages=[f"{key}/stage.json" for key in stages],
     output:
         "report.html",
         "results.json",
         "results.csv",
     params:
-        python=sys.executable,
         json=report_params.model_dump_json(),
+        code=code_fingerprint(report_notebook, pictures_count=True),
     shell:
-        "{params.python:q} -m brite_lib.execute {input.notebook:q} report.ipynb {params.json:q}"
+        "{python:q} -m brite_lib.execute {input.notebook:q} report.ipynb {params.json:q}"
 
 
 # Only stage.json is declared: Snakemake deletes declared outputs before a rerun, and checkpoints must survive.
@@ -53,10 +57,10 @@ rule stage:
         key="|".join(map(re.escape, stages)),
     params:
         json=lambda w: stages[w.key].params.model_dump_json(),
-        python=sys.executable,
+        code=lambda w: code_fingerprint(stages[w.key].notebook),
     priority: lambda w: priorities[stages[w.key].kind]
     threads: lambda w: max(1, stages[w.key].params.threads, getattr(stages[w.key].params, "processes", 1))
     resources:
         gpu=lambda w: int(getattr(stages[w.key].params, "device", "cpu") != "cpu"),
     shell:
-        "{params.python:q} -m brite_lib.execute {input.notebook:q} {wildcards.key:q}/notebook.ipynb {params.json:q}"
+        "BRITE_CODE={params.code} {python:q} -m brite_lib.execute {input.notebook:q} {wildcards.key:q}/notebook.ipynb {params.json:q}"

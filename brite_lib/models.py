@@ -14,8 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_directory
-from brite_lib.params import LoraParams, resolve_path
-from brite_lib.stages import is_path
+from brite_lib.params import LoraParams, is_path, resolve_path
 from brite_lib.template import RationaleTemplate
 
 

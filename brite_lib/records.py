@@ -158,6 +158,7 @@ class Stage:
             "peak_gpu_gib": gpu_gib,
             "gpu_hours": gpus * seconds / 3600,
             "git_commit": _git_commit(),
+            "code": os.environ.get("BRITE_CODE"),  # brite_lib/fingerprint.py; null by hand
             "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
             "inputs": self._inputs,
             "outputs": hashes,

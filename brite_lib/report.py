@@ -21,10 +21,9 @@ from matplotlib.figure import Figure
 from brite_lib import plots
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text
-from brite_lib.params import method_order, resolve_path
+from brite_lib.params import is_toy, method_order, resolve_path
 from brite_lib.records import read_metrics, read_record
 from brite_lib.results import collect
-from brite_lib.stages import is_toy
 from brite_lib.stats import paired_difference
 from brite_lib.tables import read_predictions
 

@@ -2,7 +2,7 @@
 
 Validates the file, takes the run's lock, lets Snakemake run the notebooks that are missing or out of date, and
 prints the result table. It can be killed at any moment; the same command goes on where it stopped.
-Options that this command does not know (``--executor slurm --jobs 20``, ``--forceall``) go to Snakemake.
+Options that this command does not know (``--dry-run``, ``--forceall``) go to Snakemake.
 """
 
 import argparse
@@ -21,10 +21,12 @@ from typing import TextIO
 
 from brite_lib.errors import InputError
 from brite_lib.files import is_full, remove_temporary
+from brite_lib.fingerprint import code_fingerprint
 from brite_lib.lifeline import end_processes
-from brite_lib.params import PROJECT_ROOT, DrrParams, Experiment, ModelStageParams, load_experiment
-from brite_lib.stages import StageSpec, is_path, is_toy, plan, run_directory, token_bounds
+from brite_lib.params import PROJECT_ROOT, DrrParams, Experiment, ModelStageParams, is_path, is_toy, load_experiment
+from brite_lib.stages import StageSpec, plan, run_directory, token_bounds
 
+DRY_RUN = {"-n", "--dry-run", "--dryrun"}  # Snakemake prints what would run, and why
 RESULT_COLUMNS = ("method", "benchmark", "metric", "k", "mean", "ci_low", "ci_high", "n_problems", "seconds")
 
 
@@ -86,6 +88,8 @@ def run(path: Path, experiment: Experiment, stages: list[StageSpec], run_dir: Pa
     if code:
         print_failure(stages, run_dir, started, code)
         return 1
+    if DRY_RUN & set(snakemake_options):
+        return 0
     if experiment.methods:
         print_results(run_dir / "results.csv")
     made = [run_dir / "report.html"] if experiment.methods else [spec.directory / "notebook.ipynb" for spec in stages]
@@ -204,11 +208,13 @@ def _interrupt(*_: object) -> None:
 
 
 def _state(spec: StageSpec) -> str:
-    record = spec.directory / "stage.json"
-    if not record.exists():
+    path = spec.directory / "stage.json"
+    if not path.exists():
         return ""
-    same = json.loads(record.read_text(encoding="utf-8")).get("params") == spec.params.model_dump(mode="json")
-    return "done" if same else "done with other parameters"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record.get("params") != spec.params.model_dump(mode="json"):
+        return "done with other parameters"
+    return "done" if record.get("code") in (None, code_fingerprint(spec.notebook)) else "done with other code"
 
 
 def _newer(path: Path, moment: float) -> bool:

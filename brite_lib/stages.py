@@ -25,6 +25,8 @@ from brite_lib.params import (
     TaskParams,
     TheoryParams,
     ThetaParams,
+    is_path,
+    is_toy,
     resolve_path,
     suggestion,
 )
@@ -154,27 +156,6 @@ def _number_of_problems(params: ModelStageParams) -> int | None:
         return params.limit or 1000
     published = None if is_path(params.data) else published_split(params.data, params.split)
     return published[1] if published else None
-
-
-def is_toy(data: str) -> bool:
-    """Whether the problems are the embedded task's."""
-    return data == "toy" or data.startswith("toy:")
-
-
-def is_path(name: str) -> bool:
-    """Whether a model or data name means something on this disk.
-
-    It does if it exists, starts with ``/``, ``.`` or ``~``, ends like a data file, or contains ``/`` and is not ``org/name``;
-    ``org/name`` itself is a path if ``org`` is a directory here (so a misspelt ``assets/tiny-bsae`` is not sent to the hub).
-    """
-    parts = name.split("/")
-    return (
-        name.startswith(("/", ".", "~"))
-        or name.removesuffix(".gz").endswith((".jsonl", ".parquet", ".json", ".csv"))
-        or len(parts) > 2
-        or (len(parts) == 2 and (not all(parts) or resolve_path(parts[0]).is_dir()))
-        or resolve_path(name).exists()
-    )
 
 
 def _task_stages(

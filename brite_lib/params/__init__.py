@@ -5,7 +5,7 @@ descriptions are the reference documentation of the settings; ``params/*.yaml`` 
 notebook use the same names. Symbols: ψ is the posterior Q(z|x), θ the language model (paper.md section 1).
 """
 
-from brite_lib.params.base import PROJECT_ROOT, Strict, resolve_path, suggestion
+from brite_lib.params.base import PROJECT_ROOT, Strict, is_path, is_toy, resolve_path, suggestion
 from brite_lib.params.dpo import DpoParams
 from brite_lib.params.drr import DrrParams
 from brite_lib.params.experiment import METHODS, Experiment, TaskParams, load_experiment, method_order
@@ -46,6 +46,8 @@ __all__ = [
     "TheoryParams",
     "ThetaParams",
     "TinyBaseParams",
+    "is_path",
+    "is_toy",
     "load_experiment",
     "method_order",
     "resolve_path",

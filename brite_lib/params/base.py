@@ -33,6 +33,27 @@ def resolve_path(path: str | Path) -> Path:
     return path if path.is_absolute() or path.exists() else PROJECT_ROOT / path
 
 
+def is_toy(data: str) -> bool:
+    """Whether the problems are the embedded task's."""
+    return data == "toy" or data.startswith("toy:")
+
+
+def is_path(name: str) -> bool:
+    """Whether a model or data name means something on this disk.
+
+    It does if it exists, starts with ``/``, ``.`` or ``~``, ends like a data file, or contains ``/`` and is not ``org/name``;
+    ``org/name`` itself is a path if ``org`` is a directory here (so a misspelt ``assets/tiny-bsae`` is not sent to the hub).
+    """
+    parts = name.split("/")
+    return (
+        name.startswith(("/", ".", "~"))
+        or name.removesuffix(".gz").endswith((".jsonl", ".parquet", ".json", ".csv"))
+        or len(parts) > 2
+        or (len(parts) == 2 and (not all(parts) or resolve_path(parts[0]).is_dir()))
+        or resolve_path(name).exists()
+    )
+
+
 class Strict(BaseModel):
     """Base of all parameters: unknown names are errors that suggest the nearest known one."""
 

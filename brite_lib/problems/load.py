@@ -17,10 +17,9 @@ from pydantic import ValidationError
 
 from brite_lib.benchmarks import BENCHMARKS, Benchmark, benchmark_of, layout_of, published_split
 from brite_lib.errors import InputError
-from brite_lib.params import resolve_path, suggestion
+from brite_lib.params import is_path, is_toy, resolve_path, suggestion
 from brite_lib.problems.problem import Problem
 from brite_lib.problems.toy import HUMANS, LEVELS, SPLITS, toy_problems
-from brite_lib.stages import is_path, is_toy
 
 FEATURES = Features({name: List(Value("string")) if name == "choices" else Value("string") for name in Problem.model_fields})
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
