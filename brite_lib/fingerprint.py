@@ -37,12 +37,21 @@ def code_fingerprint(notebook: Path, pictures_count: bool = False) -> str:
 
 @cache
 def _imports_of(file: Path) -> frozenset[Path]:
-    return frozenset(_imports(ast.parse(file.read_text(encoding="utf-8"))))
+    return frozenset(_imports(_tree(file)))
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 def _imports(tree: ast.Module) -> Iterator[Path]:
-    """The files of the package that a module imports, wherever in it the import stands."""
+    """The files of the package that a module imports when it runs, wherever in it the import stands."""
+    for_types = (node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    never_run = {inner for node in for_types for inner in ast.walk(node)}
     for node in ast.walk(tree):
+        if node in never_run:
+            continue
         if isinstance(node, ast.Import):
             yield from (_file(alias.name) for alias in node.names if alias.name.split(".")[0] == PACKAGE)
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
@@ -55,7 +64,7 @@ def _defined_in(module: str, name: str) -> Path:
         return submodule
     file = _file(module)
     if file.name == "__init__.py":
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        for node in _tree(file).body:
             if isinstance(node, ast.ImportFrom) and name in (alias.asname or alias.name for alias in node.names):
                 return _defined_in(node.module, name)
     return file

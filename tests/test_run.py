@@ -125,6 +125,34 @@ def test_run_then_nothing_then_what_changed(project):
     assert {line.split()[1] for line in output.splitlines() if "started" in line} == {"seed0/eval_base:", "seed0/eval_brite:", "report:"}
 
 
+def test_changed_code_reruns_what_uses_it_and_a_moved_clone_is_up_to_date(project, tmp_path_factory):
+    write_notebook(project, "02_psi_ppo", "PsiParams", 1)
+    write_notebook(project, "03_theta_sft", "ThetaParams", 1)
+    assert run(project)[0] == 0
+    shutil.move(project, moved := tmp_path_factory.mktemp("elsewhere") / "clone")
+    assert would_run(moved) == set()
+
+    with (moved / "brite_lib/params/sources_and_learners.py").open("a") as file:  # ψ's and θ's parameters, not the evaluation's
+        file.write("LATER = 1\n")
+    assert would_run(moved) == {"seed0/brite_psi", "seed0/brite", "seed0/eval_brite", "report"}
+
+
+def test_seeds_run_side_by_side(project):
+    (project / "pretend.yaml").write_text(EXPERIMENT.replace("[base, brite]", "[base]") + "seeds: [0, 1]\n")
+    write_notebook(project, "05_evaluation", "EvalParams", STEPS)
+    code, output, errors = run(project, "--cores", "2")
+    assert code == 0, errors
+    assert [line.split(maxsplit=2)[2][:7] for line in output.splitlines() if "eval_base:" in line] == ["started", "started", "finishe", "finishe"]
+
+
+def would_run(project: Path) -> set[str]:
+    """Stages that the next run would run, and the report."""
+    code, output, errors = run(project, "--dry-run")
+    assert code == 0, errors
+    outputs = [line.split(":")[1] for line in output.splitlines() if line.strip().startswith("output:")]
+    return {"report" if "report.html" in line else line.strip().removesuffix("/stage.json") for line in outputs}
+
+
 def test_killed_anywhere_it_goes_on(project):
     run_dir = project / "outputs/pretend"
     for stage in ("seed0/brite_psi", "seed0/brite"):
