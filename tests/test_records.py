@@ -13,7 +13,7 @@ from brite_lib.records import Stage, read_metrics, read_record
 
 KEYS = [
     "stage", "status", "params", "seed", "started", "seconds", "tokens_generated", "tokens_trained", "flops", "peak_rss_gib",
-    "peak_gpu_gib", "gpu_hours", "git_commit", "versions", "inputs", "outputs", "metrics",
+    "peak_gpu_gib", "gpu_hours", "git_commit", "code", "versions", "inputs", "outputs", "metrics",
 ]  # fmt: skip
 
 

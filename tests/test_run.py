@@ -142,7 +142,8 @@ def test_seeds_run_side_by_side(project):
     write_notebook(project, "05_evaluation", "EvalParams", STEPS)
     code, output, errors = run(project, "--cores", "2")
     assert code == 0, errors
-    assert [line.split(maxsplit=2)[2][:7] for line in output.splitlines() if "eval_base:" in line] == ["started", "started", "finishe", "finishe"]
+    events = [line.split()[2] for line in output.splitlines() if "eval_base:" in line]
+    assert events == ["started", "started", "finished", "finished"]
 
 
 def would_run(project: Path) -> set[str]:
