@@ -13,7 +13,7 @@ with chdir(config["launched_from"]):  # paths in an experiment file are relative
     stages = {spec.key: spec for spec in plan(experiment)}
 run_dir = run_directory(experiment)
 python = sys.executable  # no parameter of a rule: a moved clone has another one
-priorities = {"brite_psi": 3, "rs_sampling": 2, "latro": 3, "dpo": 2, "drr": 2, "theta_sft": 1, "evaluation": 0, "theory": 0}  # the longest chain of stages first
+priorities = {"brite_psi": 3, "rs_sampling": 2, "latro": 3, "dpo": 2, "drr": 2, "theta_sft": 1, "evaluation": 0, "harness": 0, "theory": 0}  # the longest chain of stages first
 report_notebook = PROJECT_ROOT / "notebooks" / "06_report.ipynb"
 report_params = ReportParams(run_dir=f"outputs/{experiment.name}", title=experiment.title)
 

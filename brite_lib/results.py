@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brite_lib import harness
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_path, atomic_write_text
 from brite_lib.params import method_order, resolve_path
@@ -28,7 +29,8 @@ def collect(run_dir: str | Path) -> list[dict[str, Any]]:
 
     ``values`` has one accuracy per seed: ``pass@1`` over the samples at a temperature above 0 (the presets use 1),
     ``maj@k`` over the same k samples, ``greedy`` at temperature 0. What could not be judged counts as wrong. With one seed
-    the interval is a bootstrap over problems, with several a t-interval over seeds; ``ci`` says which. ``seconds``,
+    the interval is a bootstrap over problems, with several a t-interval over seeds; ``ci`` says which. Tasks of
+    lm-evaluation-harness have its metrics, and with one seed the interval of its standard error. ``seconds``,
     ``tokens_generated``, ``tokens_trained``, ``flops`` and ``gpu_hours`` are the method's training in this run, sampling of its
     rationales included and evaluation excluded, as means over seeds; a base model that the run did not make costs 0.
 
@@ -47,7 +49,7 @@ def collect(run_dir: str | Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}: evaluates the same method, benchmark and seed as {of_seed[record['seed']]}")
         of_seed[record["seed"]] = path
     rows = [row for (method, benchmark), paths in evaluations.items() for row in _rows(method, benchmark, paths, run_dir)]
-    return sorted(rows, key=_order)
+    return sorted(rows + _harness_rows(run_dir), key=_order)
 
 
 def write_results(run_dir: str | Path) -> list[dict[str, Any]]:
@@ -75,11 +77,7 @@ def _rows(method: str, benchmark: str, paths: dict[int, Path], run_dir: Path) ->
         problems = ids
         for metric, values in by_metric.items():
             accuracies[metric].append(values)
-    costs = [_training_cost(paths[seed], run_dir) for seed in seeds]
-    shared = {
-        "n_problems": len(problems or ()),
-        **{name: _number(float(np.mean([cost[name] for cost in costs]))) for name in COSTS},
-    }
+    shared = {"n_problems": len(problems or ()), **_mean_cost([paths[seed] for seed in seeds], run_dir)}
     rows = []
     for (metric, k), per_seed in accuracies.items():
         if len(per_seed) != len(seeds):
@@ -90,6 +88,33 @@ def _rows(method: str, benchmark: str, paths: dict[int, Path], run_dir: Path) ->
         row |= {"ci_low": _number(low), "ci_high": _number(high), "ci": "bootstrap over problems" if len(seeds) == 1 else "t over seeds"}
         rows.append(row | shared)
     return rows
+
+
+def _harness_rows(run_dir: Path) -> list[dict[str, Any]]:
+    found: dict[tuple[str, str, str], dict[int, tuple[Path, dict[str, Any]]]] = defaultdict(dict)
+    for path in sorted(run_dir.glob("seed*/harness_*/stage.json")):
+        record, numbers = read_record(path), path.with_name(harness.FILE_NAME)
+        checked_digest(numbers)
+        for row in json.loads(numbers.read_text(encoding="utf-8"))["rows"]:
+            found[record["params"]["method"], row["benchmark"], row["metric"]][record["seed"]] = path, row
+    rows = []
+    for (method, benchmark, metric), by_seed in found.items():
+        seeds = sorted(by_seed)
+        paths, numbers = zip(*(by_seed[seed] for seed in seeds), strict=True)
+        values = [row["value"] for row in numbers]
+        mean, low, high = t_interval(values)
+        if len(seeds) == 1:
+            half = math.nan if numbers[0]["stderr"] is None else 1.96 * numbers[0]["stderr"]
+            low, high = mean - half, mean + half
+        row = {"method": method, "benchmark": benchmark, "metric": metric, "k": 1, "seeds": seeds, "values": values, "mean": mean}
+        row |= {"ci_low": _number(low), "ci_high": _number(high), "ci": "harness's standard error" if len(seeds) == 1 else "t over seeds"}
+        rows.append(row | {"n_problems": numbers[0]["n_problems"]} | _mean_cost(paths, run_dir))
+    return rows
+
+
+def _mean_cost(evaluations: Sequence[Path], run_dir: Path) -> dict[str, float | None]:
+    costs = [_training_cost(path, run_dir) for path in evaluations]
+    return {name: _number(float(np.mean([cost[name] for cost in costs]))) for name in COSTS}
 
 
 def _accuracies(path: Path) -> tuple[dict[tuple[str, int], NDArray[np.float64]], set[str]]:

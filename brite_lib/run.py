@@ -22,6 +22,7 @@ from typing import TextIO
 from brite_lib.errors import InputError
 from brite_lib.files import is_full, remove_temporary
 from brite_lib.fingerprint import code_fingerprint
+from brite_lib.harness import load_harness
 from brite_lib.lifeline import end_processes
 from brite_lib.params import PROJECT_ROOT, DrrParams, Experiment, ModelStageParams, is_path, is_toy, load_experiment
 from brite_lib.stages import StageSpec, plan, run_directory, token_bounds
@@ -44,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.plan:
             print_plan(experiment, stages)
             return 0
+        if experiment.harness_tasks:
+            load_harness()
         run_dir = run_directory(experiment)
         with lock(run_dir):
             return run(arguments.experiment, experiment, stages, run_dir, arguments.cores, snakemake_options)

@@ -17,6 +17,7 @@ from brite_lib.params import (
     DrrParams,
     EvalParams,
     Experiment,
+    HarnessParams,
     LatroParams,
     ModelStageParams,
     PsiParams,
@@ -32,11 +33,12 @@ from brite_lib.params import (
 )
 from brite_lib.pipelines import HUMAN_STYLES, IN_PLACE, evaluated, steps_of
 
-SECTIONS: dict[str, type[ModelStageParams]] = {
+SECTIONS: dict[str, type[StageParams]] = {
     "psi": PsiParams,
     "theta": ThetaParams,
     "rejection": RejectionParams,
     "evaluation": EvalParams,
+    "harness": HarnessParams,
     "dpo": DpoParams,
     "drr": DrrParams,
     **dict.fromkeys(IN_PLACE, LatroParams),
@@ -48,6 +50,7 @@ NOTEBOOKS = {
     "evaluation": "05_evaluation.ipynb",
     "rejection": "10_rejection_sampling.ipynb",
     "theory": "01_theory_rkhs.ipynb",
+    "harness": "07_harness.ipynb",
     "dpo": "04_dpo.ipynb",
     "drr": "12_drr.ipynb",
     **dict.fromkeys(IN_PLACE, "11_latro.ipynb"),
@@ -70,6 +73,7 @@ OWNED = {
     "test_limit": "tasks",
     "method": "methods",
     "benchmark": "tasks",
+    "tasks": "harness_tasks",
     "rationales": "methods",
     "until_hit": "methods",
     "strategy": "methods",
@@ -109,7 +113,7 @@ def plan(experiment: Experiment, where: str = "") -> list[StageSpec]:
             _check_style(method, data, place)
         for seed in experiment.seeds:
             stages += _task_stages(experiment, task, seed, model, model_files + data_files, model_files + test_files, where)
-    return stages + _theory_stages(experiment, where)
+    return stages + _harness_stages(experiment, model, model_files, where) + _theory_stages(experiment, where)
 
 
 def run_directory(experiment: Experiment) -> Path:
@@ -198,6 +202,23 @@ def _task_stages(
     for name in dict.fromkeys(name for method in experiment.methods for name in evaluated(method, experiment)):
         made_by = model if name == "base" else f"@{name}/model"
         add(f"eval_{name}", "evaluation", test_files, {**test, "method": name, "model": made_by})
+    return stages
+
+
+def _harness_stages(experiment: Experiment, model: str, sources: tuple[Path, ...], where: str) -> list[StageSpec]:
+    names = dict.fromkeys(name for method in experiment.methods for name in evaluated(method, experiment))
+    stages = []
+    for seed in experiment.seeds if experiment.harness_tasks else ():
+        for name in names:
+            key = f"seed{seed}/harness_{name}"
+            place = f"outputs/{experiment.name}/{key}"
+            made_by = model if name == "base" else f"outputs/{experiment.name}/seed{seed}/{name}/model"
+            own = {"stage": f"harness_{name}", "output_dir": place, "seed": seed, "method": name, "model": made_by}
+            values = _known(experiment.common, HarnessParams) | experiment.harness | own | {"tasks": experiment.harness_tasks}
+            params = HarnessParams.parse(values, where=_join(where, "harness"))
+            notebook = PROJECT_ROOT / "notebooks" / NOTEBOOKS["harness"]
+            inputs = () if name == "base" else (f"seed{seed}/{name}",)
+            stages.append(StageSpec(key, HarnessParams.kind, notebook, params, PROJECT_ROOT / place, inputs, sources))
     return stages
 
 

@@ -13,6 +13,7 @@ from brite_lib.params.latro import SPECIAL_CASES, LatroParams, SpecialCase
 from brite_lib.params.sources_and_learners import PsiParams, RejectionParams, ThetaParams
 from brite_lib.params.stage import (
     EvalParams,
+    HarnessParams,
     LimitsParams,
     LoraParams,
     ModelStageParams,
@@ -31,6 +32,7 @@ __all__ = [
     "DrrParams",
     "EvalParams",
     "Experiment",
+    "HarnessParams",
     "LatroParams",
     "LimitsParams",
     "LoraParams",

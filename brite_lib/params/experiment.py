@@ -60,6 +60,8 @@ class Experiment(Strict):
     rloo: dict[str, Any] = Field({}, description="settings of RLOO")
     verifree: dict[str, Any] = Field({}, description="settings of VeriFree")
     drr: dict[str, Any] = Field({}, description="settings of DRR")
+    harness_tasks: list[str] = Field([], description="tasks of lm-evaluation-harness that every row is evaluated on too (bbh, mmlu, …)")
+    harness: dict[str, Any] = Field({}, description="settings of lm-evaluation-harness")
     theory: dict[str, Any] | None = Field(None, description="run the theory notebook with these settings; {}: its defaults")
 
     @model_validator(mode="after")
@@ -76,6 +78,8 @@ class Experiment(Strict):
                 raise ValueError(f"{field}: a value is listed twice")
         if len({task.name for task in self.tasks}) != len(self.tasks):
             raise ValueError("tasks: two have the same name")
+        if self.harness_tasks and len(self.tasks) > 1 and set(self.methods) != {"base"}:
+            raise ValueError("harness_tasks: with trained methods there must be one task, else a row would have several models")
         return self
 
 

@@ -132,6 +132,23 @@ class EvalParams(SamplingStageParams):
         return self
 
 
+class HarnessParams(StageParams):
+    """Tasks of lm-evaluation-harness, for benchmarks that are not here (brite_lib.harness)."""
+
+    kind = "harness"
+
+    model: str = Field("assets/tiny-base", description="θ: a Hugging Face model directory or hub name")
+    method: str = Field("base", description="row of the result table")
+    tasks: list[str] = Field([], description="tasks or groups of lm-evaluation-harness, as in bbh or mmlu")
+    include_path: str = Field("", description="directory with task files of one's own")
+    num_fewshot: NonNegativeInt | None = Field(None, description="examples in the prompt; null: as the task has it")
+    documents: PositiveInt | None = Field(None, description="only so many documents of each task, for a trial; null: all")
+    apply_chat_template: bool = Field(False, description="write prompts as the tokenizer's chat template wants them")
+    batch_size: PositiveInt = Field(8, description="sequences per forward pass")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: bfloat16 on CUDA, else float32")
+
+
 class TinyBaseParams(ModelStageParams):
     """The embedded base model, trained from scratch on the toy task."""
 
