@@ -6,7 +6,6 @@ The harness is an extra, ``pip install -e .[harness]``; nothing else here import
 import difflib
 import importlib
 import importlib.util
-from types import ModuleType
 from typing import Any
 
 from brite_lib.errors import InputError
@@ -15,15 +14,14 @@ from brite_lib.params import HarnessParams, resolve_path
 FILE_NAME = "harness.json"
 
 
-def load_harness() -> ModuleType:
-    """The package ``lm_eval``.
+def require_harness() -> None:
+    """Look for the package ``lm_eval``, without the seconds of its import.
 
     Raises:
         InputError: one sentence that says how to install it.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("harness_tasks: lm-evaluation-harness is not installed; pip install -e .[harness]")
-    return importlib.import_module("lm_eval")
 
 
 def evaluate_tasks(params: HarnessParams) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def evaluate_tasks(params: HarnessParams) -> dict[str, Any]:
     """
     from brite_lib.models import load_policy, load_tokenizer
 
-    lm_eval = load_harness()
+    require_harness()
     if not params.tasks:
         raise InputError("tasks: at least one task of lm-evaluation-harness is needed")
     folder = str(resolve_path(params.include_path)) if params.include_path else None
@@ -48,7 +46,7 @@ def evaluate_tasks(params: HarnessParams) -> dict[str, Any]:
         tokenizer=load_tokenizer(params.model),
         batch_size=params.batch_size,
     )
-    return lm_eval.simple_evaluate(
+    return importlib.import_module("lm_eval").simple_evaluate(
         model=model,
         tasks=params.tasks,
         task_manager=manager,

@@ -22,7 +22,7 @@ from typing import TextIO
 from brite_lib.errors import InputError
 from brite_lib.files import is_full, remove_temporary
 from brite_lib.fingerprint import code_fingerprint
-from brite_lib.harness import load_harness
+from brite_lib.harness import require_harness
 from brite_lib.lifeline import end_processes
 from brite_lib.params import PROJECT_ROOT, DrrParams, Experiment, ModelStageParams, is_path, is_toy, load_experiment
 from brite_lib.stages import StageSpec, plan, run_directory, token_bounds
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             print_plan(experiment, stages)
             return 0
         if experiment.harness_tasks:
-            load_harness()
+            require_harness()
         run_dir = run_directory(experiment)
         with lock(run_dir):
             return run(arguments.experiment, experiment, stages, run_dir, arguments.cores, snakemake_options)
