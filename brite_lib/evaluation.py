@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from brite_lib.params import EvalParams
-from brite_lib.rollouts import add_scores, generate
+from brite_lib.rollouts import Sampler, add_scores, generate
 from brite_lib.stats import bootstrap_ci, majority_at_k
 from brite_lib.tables import PREDICTIONS
 from brite_lib.template import RationaleTemplate
@@ -14,7 +14,7 @@ from brite_lib.tiny_base import accuracy_by_style
 
 
 def evaluate(
-    model: nn.Module, reference: nn.Module, problems: Sequence[dict[str, Any]], template: RationaleTemplate, params: EvalParams
+    model: Sampler, reference: nn.Module, problems: Sequence[dict[str, Any]], template: RationaleTemplate, params: EvalParams
 ) -> list[dict[str, Any]]:
     """Rows of ``predictions.parquet``: k samples per problem at ``temperature``, and one greedy sample at temperature 0.
 

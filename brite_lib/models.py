@@ -1,5 +1,6 @@
 """Loading and saving language models: safetensors only, no remote code, no dropout."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -35,7 +37,7 @@ def load_policy(
     """Load a causal language model.
 
     Args:
-        name_or_path: model directory or hub name; weights must be safetensors.
+        name_or_path: model directory or hub name; weights must be safetensors. A PEFT adapter's directory means its base with it.
         adapter: directory of a trained PEFT adapter that belongs to θ.
         lora: adapters to train; θ's own adapter is merged first, so that "adapter off" is θ.
         device: see :func:`pick_device`.
@@ -46,6 +48,8 @@ def load_policy(
     """
     target = pick_device(device)
     torch_dtype = (torch.bfloat16 if target.type == "cuda" else torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    if base := adapter_base(name_or_path):
+        name_or_path, adapter = base, name_or_path
     path = check_model(name_or_path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -61,6 +65,21 @@ def load_policy(
     model = model.to(target)
     disable_dropout(model)
     return attach_lora(model, lora) if lora else model
+
+
+def adapter_base(name_or_path: str | Path) -> str | None:
+    """The model that a PEFT adapter directory belongs to; None if it is no such directory.
+
+    Raises:
+        InputError: if the adapter does not say.
+    """
+    path = resolve_path(name_or_path) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"model: {path} does not name its base_model_name_or_path; add it, or merge the adapter into a model")
+    return base
 
 
 def check_model(name_or_path: str | Path) -> str:
@@ -79,6 +98,28 @@ def check_model(name_or_path: str | Path) -> str:
     if not any(path.glob("*.safetensors")):
         raise InputError(f"model: {path} has no *.safetensors weights; convert them with save_pretrained(…, safe_serialization=True)")
     return str(path)
+
+
+def local_model(name_or_path: str | Path) -> str:
+    """The directory of a model, downloaded first if it is a hub's and not in the cache.
+
+    Raises:
+        InputError: as :func:`check_model`, or if the hub can't give it.
+    """
+    path = check_model(name_or_path)
+    if Path(path).is_dir():
+        return path
+    try:
+        # Subfolders and consolidated files hold the same weights in other formats.
+        return snapshot_download(path, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*", "consolidated*"])
+    except (OSError, ValueError) as error:
+        raise InputError(f"model: {path} could not be had from the hub: {str(error).splitlines()[0]}") from error
+
+
+def empty_model(path: str | Path) -> nn.Module:
+    """The model of a directory without its weights, on the meta device: its sizes only."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
@@ -104,7 +145,8 @@ def _keeps_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def load_template(model: str | Path, template: str | dict[str, Any] = "auto") -> RationaleTemplate:
-    """Tokenizer and texts of a model in one step."""
+    """Tokenizer and texts of a model in one step; an adapter has those of its base."""
+    model = adapter_base(model) or model
     return RationaleTemplate.load(load_tokenizer(model), template, model)
 
 
@@ -138,6 +180,7 @@ def attach_lora(model: nn.Module, lora: LoraParams) -> PeftModel:
     """Add new adapters to train; adapters that the model already carries become part of θ by merging them."""
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
+        model.name_or_path = ""  # these weights lie nowhere on disk, so the new adapter's base has no name
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )

@@ -24,6 +24,7 @@ from brite_lib import costs
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text, sha256_of
 from brite_lib.params import PROJECT_ROOT, StageParams, resolve_path
+from brite_lib.vllm_engine import check_installed
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pyarrow", "math-verify")
 SETTINGS_WITHOUT_EFFECT = ("output_dir", "stage", "device", "threads", "batch_size", "save_steps")  # on what is learned
@@ -55,11 +56,16 @@ class Stage:
         Args:
             name: used where ``params.stage`` is empty.
             params: the stage's parameters.
+
+        Raises:
+            InputError: if they ask for vLLM and it is not installed.
         """
         if os.environ.get("BRITE_BATCH"):
             from brite_lib.lifeline import die_with_ancestors
 
             die_with_ancestors()
+        if getattr(params, "engine", "hf") == "vllm":
+            check_installed()
         stage = cls(params.stage or name, params, PROJECT_ROOT / Path(params.output_dir).expanduser())
         stage.dir.mkdir(parents=True, exist_ok=True)
         stage.path("stage.json").unlink(missing_ok=True)

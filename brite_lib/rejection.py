@@ -14,11 +14,9 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from brite_lib.errors import InputError
 from brite_lib.params import RejectionParams
-from brite_lib.rollouts import generate, sample_seed
+from brite_lib.rollouts import Sampler, generate, sample_seed
 from brite_lib.template import RationaleTemplate
 
 Rows = list[dict[str, Any]]
@@ -37,7 +35,7 @@ def check_hint(template: RationaleTemplate, params: RejectionParams) -> None:
 
 
 def reject(
-    model: nn.Module, problems: Sequence[dict[str, Any]], template: RationaleTemplate, params: RejectionParams, source: str
+    model: Sampler, problems: Sequence[dict[str, Any]], template: RationaleTemplate, params: RejectionParams, source: str
 ) -> tuple[Rows, dict[str, float]]:
     """What the strategy keeps of N samples per problem.
 
@@ -84,7 +82,7 @@ def reject(
 
 
 def _sample(
-    model: nn.Module, problems: Rows, template: RationaleTemplate, params: RejectionParams, source: str, first_sample: int, hint: bool
+    model: Sampler, problems: Rows, template: RationaleTemplate, params: RejectionParams, source: str, first_sample: int, hint: bool
 ) -> Rows:
     source = f"{source}_hint" if hint else source
     options = {**params.generation, "seed": params.noise_seed, "source": source, "first_sample": first_sample, "hint": hint}

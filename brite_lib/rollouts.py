@@ -6,9 +6,12 @@ module samples, except for evaluation (temperature 0 is greedy).
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -20,11 +23,14 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from brite_lib import costs
 from brite_lib.errors import InputError
 from brite_lib.likelihood import length_sorted, pad_sequences, score
-from brite_lib.models import load_policy
+from brite_lib.models import adapter_base, empty_model, load_policy, local_model
+from brite_lib.params import resolve_path, suggestion
 from brite_lib.progress import progress
 from brite_lib.template import Completion, RationaleTemplate
 from brite_lib.verify import extract_answer, is_correct
+from brite_lib.vllm_engine import SCRATCH, VllmEngine, check_installed, visible_devices
 
+Sampler = nn.Module | VllmEngine
 NOISE_BLOCK = 2**16  # random numbers drawn at once per sample, at the most
 
 
@@ -67,8 +73,49 @@ class StopAtBoundary(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
+@contextmanager
+def open_sampler(
+    model: Sampler | str | Path,
+    engine: Literal["hf", "vllm"] = "hf",
+    *,
+    saved_as: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    directory: Path | None = None,
+) -> Iterator[Sampler]:
+    """What :func:`generate` and :func:`sample` draw from, for the length of a ``with`` block.
+
+    With ``engine: hf`` that is the module itself, loaded if need be; with ``vllm`` an engine with the same weights, which
+    gives its memory back at the end.
+
+    Args:
+        saved_as: where the weights of a module lie; None: vLLM reads a temporary copy (with LoRA, of the adapter alone).
+        directory: an existing one for ``vllm.log`` and the copy; None: the system's temporary directory.
+
+    Raises:
+        InputError: for an unknown engine, or one that is not installed or can't run this model.
+    """
+    if isinstance(model, VllmEngine):
+        yield model
+    elif engine == "hf":
+        yield load_policy(model, device=device, dtype=dtype) if isinstance(model, str | Path) else model
+    elif engine == "vllm":
+        check_installed()
+        for leftover in directory.glob(f"{SCRATCH}*") if directory else []:  # of a killed run
+            shutil.rmtree(leftover)
+        with TemporaryDirectory(prefix=SCRATCH, dir=directory) as copy:
+            source = saved_as or model
+            path, adapter = _saved(source, Path(copy)) if isinstance(source, nn.Module) else _base_and_adapter(source)
+            path = local_model(path)
+            cost = costs.ModelCost.of(model if isinstance(model, nn.Module) else empty_model(path))
+            with VllmEngine(path, adapter, dtype, visible_devices(device), directory, cost) as running:
+                yield running
+    else:
+        raise InputError(f"engine: {engine!r} is unknown{suggestion(str(engine), ['hf', 'vllm'])}")
+
+
 def sample(
-    model: nn.Module,
+    model: Sampler,
     template: RationaleTemplate,
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[int],
@@ -85,11 +132,14 @@ def sample(
         temperature: 0 decodes greedily.
         stop_at_boundary: stop once z is complete and sample no y (reward (i) needs none).
     """
-    completions: list[list[int]] = [[] for _ in prompts]
-    device = next(model.parameters()).device
     one_token = stop_at_boundary and len(template.boundary_ids) == 1
     watch_text = stop_at_boundary and not one_token
     config = _generation_config(template, max_new_tokens, template.boundary_ids if one_token else [])
+    if isinstance(model, VllmEngine):
+        drawn = model.sample(prompts, seeds, config.eos_token_id, temperature, max_new_tokens).ids
+        return [ids[: template.boundary_end(ids)] for ids in drawn] if watch_text else drawn
+    completions: list[list[int]] = [[] for _ in prompts]
+    device = next(model.parameters()).device
     with torch.no_grad(), _plain_generation(model) as causal:
         for rows in length_sorted([(prompt,) for prompt in prompts], batch_size):
             padded = pad_sequences([prompts[i] for i in rows], device, side="left", pad_id=template.pad_id)
@@ -110,13 +160,13 @@ def sample(
 
 
 def generate(
-    model_or_path: nn.Module | str | Path,
+    model_or_path: Sampler | str | Path,
     problems: Dataset | Sequence[dict[str, Any]],
     template: RationaleTemplate,
     n: int = 1,
     temperature: float = 1.0,
     max_new_tokens: int = 40,
-    engine: Literal["hf"] = "hf",
+    engine: Literal["hf", "vllm"] = "hf",
     seed: int = 0,
     *,
     max_rationale_tokens: int | None = None,
@@ -131,33 +181,32 @@ def generate(
 ) -> Dataset:
     """Sample ``n`` completions per problem and return them as a rationale table (design section 6).
 
-    Rows are ordered by problem, then sample. The log-probability columns stay null; :func:`add_scores` fills them.
+    Rows are ordered by problem, then sample. ``engine: hf`` leaves the log-probability columns null, and :func:`add_scores` fills
+    them; vLLM's own log-probabilities of z are kept in ``logp_psi``. To draw more than once, open the engine once with
+    :func:`open_sampler` and pass what it gives. The engines have the same law and the same seeds, but not the same samples.
     ``first_sample`` numbers the samples on, with new seeds, when a problem is sampled again.
     ``hint`` shows the answer in the prompt (STaR). ``answer_from="completion"`` looks for the answer in all that was
     sampled, finished or not, as the evaluators of papers do, and not in y alone.
 
     Raises:
-        InputError: for an unknown engine.
+        InputError: for an unknown engine, or one that is not installed or can't run this model.
     """
-    if engine != "hf":
-        raise InputError(f"engine: {engine!r} is unknown; known: hf")
-    model = load_policy(model_or_path) if isinstance(model_or_path, str | Path) else model_or_path
     jobs = [(problem, first_sample + k) for problem in problems for k in range(n)]
     seeds = [sample_seed(seed, problem["id"], k) for problem, k in jobs]
     shown = [problem["answer"] if hint else None for problem in problems]
     prompts = [
         ids for problem, answer in zip(problems, shown, strict=True) for ids in [template.prompt_ids(problem["question"], answer)] * n
     ]
-    completions: list[list[int]] = []
-    for start in progress(range(0, len(jobs), batch_size), desc=f"sampling {source}".strip()):
-        part = slice(start, start + batch_size)
-        completions += sample(model, template, prompts[part], seeds[part], temperature, max_new_tokens, batch_size=batch_size)
+    with open_sampler(model_or_path, engine) as model:
+        completions, log_probs = _draw(model, template, prompts, seeds, temperature, max_new_tokens, batch_size, source)
     rows = []
-    for (problem, k), row_seed, prompt, ids in zip(jobs, seeds, prompts, completions, strict=True):
+    for (problem, k), row_seed, prompt, ids, log_prob in zip(jobs, seeds, prompts, completions, log_probs, strict=True):
         completion = template.split(ids, max_rationale_tokens, max_answer_tokens)
         whole = template.decode([token for token in ids if token not in template.stop_ids]) if answer_from == "completion" else None
         row = judged_row(problem, completion, answer_kind, template, whole)
         rows.append({**row, "source": source, "round": round, "sample": k, "seed": row_seed, "num_tokens": len(ids), "prompt_ids": prompt})
+        if log_prob is not None:
+            rows[-1]["logp_psi"] = log_prob[: len(completion.rationale_ids)]
     return Dataset.from_list(rows)
 
 
@@ -204,6 +253,43 @@ def judged_row(
         "answer_ids": completion.answer_ids,
         "tokens": template.tokens(completion.rationale_ids),
     }
+
+
+def _draw(
+    model: Sampler,
+    template: RationaleTemplate,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    temperature: float,
+    max_new_tokens: int,
+    batch_size: int,
+    source: str,
+) -> tuple[list[list[int]], Sequence[list[float] | None]]:
+    """Completions with progress, and the log-probabilities that vLLM gives with them."""
+    desc = f"sampling {source}".strip()
+    if isinstance(model, VllmEngine):
+        return model.sample(prompts, seeds, template.stop_ids, temperature, max_new_tokens, desc)
+    completions: list[list[int]] = []
+    for start in progress(range(0, len(prompts), batch_size), desc=desc):
+        part = slice(start, start + batch_size)
+        completions += sample(model, template, prompts[part], seeds[part], temperature, max_new_tokens, batch_size=batch_size)
+    return completions, [None] * len(completions)
+
+
+def _base_and_adapter(model: str | Path) -> tuple[str | Path, str | Path | None]:
+    base = adapter_base(model)
+    return (base, resolve_path(model)) if base else (model, None)
+
+
+def _saved(model: nn.Module, directory: Path) -> tuple[str | Path, str | Path | None]:
+    """The weights of a module on disk, as model and adapter; an adapter is not merged where its base lies on disk already."""
+    if isinstance(model, PeftModel):
+        if base := model.active_peft_config.base_model_name_or_path:
+            model.save_pretrained(directory)
+            return base, directory
+        model = deepcopy(model).merge_and_unload()
+    model.save_pretrained(directory)
+    return directory, None
 
 
 @contextmanager

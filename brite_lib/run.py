@@ -26,6 +26,7 @@ from brite_lib.harness import require_harness
 from brite_lib.lifeline import end_processes
 from brite_lib.params import PROJECT_ROOT, DrrParams, Experiment, ModelStageParams, is_path, is_toy, load_experiment
 from brite_lib.stages import StageSpec, plan, run_directory, token_bounds
+from brite_lib.vllm_engine import check_installed
 
 DRY_RUN = {"-n", "--dry-run", "--dryrun"}  # Snakemake prints what would run, and why
 RESULT_COLUMNS = ("method", "benchmark", "metric", "k", "mean", "ci_low", "ci_high", "n_problems", "seconds")
@@ -41,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         experiment = load_experiment(arguments.experiment)
         stages = plan(experiment, where=str(arguments.experiment))
+        if not arguments.plan and any(getattr(spec.params, "engine", "hf") == "vllm" for spec in stages):
+            check_installed()
         check_data(stages, hub=not arguments.plan)
         if arguments.plan:
             print_plan(experiment, stages)

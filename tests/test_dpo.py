@@ -13,7 +13,7 @@ import pytest
 import torch
 from run_processes import lines, wait_until
 
-from brite_lib import dpo
+from brite_lib import rollouts
 from brite_lib.checkpointing import resume_step
 from brite_lib.dpo import draw_pairs, make_pairs, rationale_dpo
 from brite_lib.errors import InputError
@@ -120,8 +120,8 @@ def test_pairs_are_drawn_once_and_from_the_sampler(tmp_path, monkeypatch):
     write_table(pairs, PAIRS, tmp_path / "copy.parquet")
     assert read_pairs(tmp_path / "copy.parquet") == pairs
 
-    loaded, load = [], dpo.load_policy
-    monkeypatch.setattr(dpo, "load_policy", lambda path, **more: loaded.append(path) or load(BASE, **more))
+    loaded, load = [], rollouts.load_policy
+    monkeypatch.setattr(rollouts, "load_policy", lambda path, **more: loaded.append(path) or load(BASE, **more))
     assert draw_pairs(problems, template, params, tmp_path) == (pairs, report) and not loaded
     shutil.copytree(BASE, tmp_path / "psi")
     (tmp_path / "other").mkdir()

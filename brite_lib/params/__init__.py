@@ -12,6 +12,7 @@ from brite_lib.params.experiment import METHODS, Experiment, TaskParams, load_ex
 from brite_lib.params.latro import SPECIAL_CASES, LatroParams, SpecialCase
 from brite_lib.params.sources_and_learners import PsiParams, RejectionParams, ThetaParams
 from brite_lib.params.stage import (
+    EngineStageParams,
     EvalParams,
     HarnessParams,
     LimitsParams,
@@ -30,6 +31,7 @@ __all__ = [
     "SPECIAL_CASES",
     "DpoParams",
     "DrrParams",
+    "EngineStageParams",
     "EvalParams",
     "Experiment",
     "HarnessParams",

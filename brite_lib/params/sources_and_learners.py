@@ -5,10 +5,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from brite_lib.params.base import Float, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from brite_lib.params.stage import LoraParams, ModelStageParams, SamplingStageParams
+from brite_lib.params.stage import EngineStageParams, LoraParams, ModelStageParams, SamplingStageParams
 
 
-class PsiParams(ModelStageParams):
+class PsiParams(EngineStageParams):
     """ψ-update: learn Q_ψ(z|x) ≈ P(z|x, y*, o = 1; θ) by PPO (BRiTE section 3.4; design section 4)."""
 
     kind = "brite_psi"

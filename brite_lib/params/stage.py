@@ -1,12 +1,13 @@
 """Parameters of the stages that neither learn from rationales nor make them, and what all stages share."""
 
 import types
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from brite_lib.benchmarks import answer_kind_of
-from brite_lib.params.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict
+from brite_lib.params.base import PROJECT_ROOT, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict
 
 
 class LoraParams(Strict):
@@ -99,8 +100,22 @@ class ModelStageParams(StageParams):
         return self.seed + 1_000_003 * (self.round - 1)
 
 
-class SamplingStageParams(ModelStageParams):
-    """A stage that makes ``rationales.parquet``."""
+class EngineStageParams(ModelStageParams):
+    """A stage that draws many samples from a model as it lies on disk, or as it was trained."""
+
+    engine: Literal["hf", "vllm"] = Field(
+        "hf", description="who draws the samples: hf (Hugging Face's generate), or vllm, for large models on GPUs (docs/vllm.md)"
+    )
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """Arguments that every call of :func:`brite_lib.rollouts.open_sampler` in a stage has in common."""
+        directory = PROJECT_ROOT / Path(self.output_dir).expanduser()
+        return {"engine": self.engine, "device": self.device, "dtype": self.dtype, "directory": directory}
+
+
+class SamplingStageParams(EngineStageParams):
+    """A stage that samples at a temperature of choice."""
 
     temperature: NonNegativeFloat = Field(1.0, description="sampling temperature; the posterior needs 1")
 

@@ -39,6 +39,7 @@ max_answer_tokens: int = 8  # longest answer y, end token included
 batch_size: int = 512  # sequences per forward pass without gradients, and per call of generate
 device: str = "auto"  # auto, cpu, cuda, mps
 dtype: str = "auto"  # auto: bfloat16 on CUDA, else float32
+engine: str = "hf"  # who draws the rationales at the end: hf, or vllm for large models on GPUs (docs/vllm.md)
 threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 reward: str = "answer_likelihood"  # reward (i) log P(y*|x,z;θ), or (ii) verifier: R/β on a sampled y
 beta: float = 1.0  # β of reward (ii)
@@ -88,7 +89,7 @@ from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.ppo import PosteriorPPOTrainer
 from brite_lib.problems import has_split, load_problems
 from brite_lib.records import Stage
-from brite_lib.rollouts import add_scores, generate
+from brite_lib.rollouts import add_scores, generate, open_sampler
 from brite_lib.tables import RATIONALES, write_table
 
 stage = Stage.start("brite_psi", params)
@@ -147,7 +148,8 @@ monitored
 # per-token log-probabilities, `logp_answer` is $\log P(y^\star \mid x, z; \theta)$.
 
 # %%
-sampled = generate(psi, problems, template, n=params.samples, seed=params.noise_seed + 1, source="psi", **params.generation)
+with open_sampler(psi, **params.drawing) as q:
+    sampled = generate(q, problems, template, n=params.samples, seed=params.noise_seed + 1, source="psi", **params.generation)
 stage.count(tokens_generated=sum(sampled["num_tokens"]))
 with trainer.reference.model() as frozen:
     rows = add_scores(sampled.to_list(), template, frozen, batch_size=params.batch_size)

@@ -37,6 +37,7 @@ max_answer_tokens: int = 8  # longest answer y, end token included
 batch_size: int = 512  # sequences per forward pass without gradients, and per call of generate
 device: str = "auto"  # auto, cpu, cuda, mps
 dtype: str = "auto"  # auto: bfloat16 on CUDA, else float32
+engine: str = "hf"  # who draws the samples: hf, or vllm for large models on GPUs (docs/vllm.md)
 threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 temperature: float = 1.0  # sampling temperature of the pairs
 sampler: str = ""  # model that the pairs are drawn from: Q_ψ for BRiTE-DPO; empty: the model itself

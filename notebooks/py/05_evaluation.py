@@ -35,6 +35,7 @@ max_answer_tokens: int = 8  # longest answer y, end token included
 batch_size: int = 512  # sequences per forward pass without gradients, and per call of generate
 device: str = "auto"  # auto, cpu, cuda, mps
 dtype: str = "auto"  # auto: bfloat16 on CUDA, else float32
+engine: str = "hf"  # who draws the samples: hf, or vllm for large models on GPUs (docs/vllm.md)
 threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 temperature: float = 1.0  # sampling temperature of pass@1 and maj@k
 method: str = "base"  # row of the result table
@@ -59,6 +60,7 @@ from brite_lib.evaluation import evaluate, style_counts, summary
 from brite_lib.models import load_policy, load_template
 from brite_lib.problems import load_problems
 from brite_lib.records import Stage
+from brite_lib.rollouts import open_sampler
 from brite_lib.stats import minimum_detectable_difference
 from brite_lib.tables import PREDICTIONS, write_table
 
@@ -76,7 +78,8 @@ print(f"{len(problems):,} problems: of two models that disagree on a fifth of th
       f"{100 * difference:.1f} points is found in 80 % of the cases (McNemar at 95 %), smaller ones less often.")
 
 # %%
-rows = evaluate(model, reference, problems, template, params)
+with open_sampler(model, saved_as=params.model, **params.drawing) as sampler:
+    rows = evaluate(sampler, reference, problems, template, params)
 stage.count(tokens_generated=sum(row["num_tokens"] for row in rows))
 write_table(rows, PREDICTIONS, stage.path("predictions.parquet"))
 pd.DataFrame(rows)[["question", "gold", "rationale", "prediction", "correct", "temperature", "logp_answer"]].head(8)

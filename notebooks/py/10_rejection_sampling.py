@@ -51,6 +51,7 @@ max_answer_tokens: int = 8  # longest answer y, end token included
 batch_size: int = 512  # sequences per forward pass without gradients, and per call of generate
 device: str = "auto"  # auto, cpu, cuda, mps
 dtype: str = "auto"  # auto: bfloat16 on CUDA, else float32
+engine: str = "hf"  # who draws the samples: hf, or vllm for large models on GPUs (docs/vllm.md)
 threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 temperature: float = 1.0  # sampling temperature; the posterior needs 1
 strategy: str = "rs"  # rs (the paper), raft, star, rest_em
@@ -73,7 +74,7 @@ from brite_lib.models import load_policy, load_template
 from brite_lib.problems import load_problems
 from brite_lib.records import Stage
 from brite_lib.rejection import check_hint, reject
-from brite_lib.rollouts import add_scores
+from brite_lib.rollouts import add_scores, open_sampler
 from brite_lib.tables import RATIONALES, write_table
 
 stage = Stage.start("rs_sampling", params)
@@ -84,7 +85,8 @@ check_hint(template, params)
 theta = load_policy(params.model, device=params.device, dtype=params.dtype)
 
 # %%
-kept, report = reject(theta, problems, template, params, source="posterior" if params.until_hit else params.strategy)
+with open_sampler(theta, saved_as=params.model, **params.drawing) as sampler:
+    kept, report = reject(sampler, problems, template, params, source="posterior" if params.until_hit else params.strategy)
 stage.count(tokens_generated=report["tokens"])
 report
 

@@ -36,6 +36,7 @@ max_answer_tokens: int = 8  # longest answer y, end token included
 batch_size: int = 512  # sequences per forward pass without gradients, and per call of generate
 device: str = "auto"  # auto, cpu, cuda, mps
 dtype: str = "auto"  # auto: bfloat16 on CUDA, else float32
+engine: str = "hf"  # who draws the samples: hf, or vllm for large models on GPUs (docs/vllm.md)
 threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 temperature: float = 1.0  # sampling temperature of attempts and votes
 method: str = "drr"  # row of the result table
@@ -76,7 +77,7 @@ from brite_lib.checkpointing import resume_step
 from brite_lib.models import load_policy, load_template
 from brite_lib.problems import load_problems
 from brite_lib.records import Stage
-from brite_lib.rollouts import add_scores, generate
+from brite_lib.rollouts import add_scores, generate, open_sampler
 from brite_lib.tables import PREDICTIONS, write_table
 
 stage = Stage.start("drr", params)
@@ -96,8 +97,9 @@ checkpoints = stage.checkpoints()
 
 # %%
 if not (checkpoints / "behaviour.parquet").is_file():
-    with costs.not_counted():  # but from the table below, also after a resume
-        attempted = drr.collect_behaviour(reasoner, problems, template, params)
+    # Not counted here, but from the table below, also after a resume.
+    with costs.not_counted(), open_sampler(reasoner, saved_as=params.model, **params.drawing) as sampler:
+        attempted = drr.collect_behaviour(sampler, problems, template, params)
     write_table(attempted, drr.ATTEMPTS, checkpoints / "behaviour.parquet")
 behaviour = drr.read_attempts(checkpoints / "behaviour.parquet")
 write_table(behaviour, drr.ATTEMPTS, stage.path("behaviour.parquet"))
@@ -135,12 +137,12 @@ used = {
     "self-critique": judges.SelfCritique(reasoner, template, params.seed, params.batch_size),
     "always reject": judges.always_reject,
 }
-with costs.not_counted():  # inference is no cost of making the discriminator
-    runs = {name: drr.reason_with_feedback(reasoner, judge, test, template, params) for name, judge in used.items()}
-attempts = runs[params.method]
 options = {**params.generation, "seed": params.seed, "source": "vote"}
-with costs.not_counted():
-    votes = generate(reasoner, test, template, params.vote_samples, params.temperature, **options).to_list()
+# Not counted: inference is no cost of making the discriminator.
+with costs.not_counted(), open_sampler(reasoner, saved_as=params.model, **params.drawing) as sampler:
+    runs = {name: drr.reason_with_feedback(sampler, judge, test, template, params) for name, judge in used.items()}
+    votes = generate(sampler, test, template, params.vote_samples, params.temperature, **options).to_list()
+attempts = runs[params.method]
 
 # %%
 results = drr.compare(runs, votes, params)
