@@ -44,7 +44,10 @@ class Benchmark(NamedTuple):
 
 def benchmark_of(source: str) -> Benchmark | None:
     """The benchmark that a data source names: by our name, by its hub repository, or by a path whose last part is our name."""
-    return BENCHMARKS.get(Path(source).name) or next((entry for entry in BENCHMARKS.values() if entry.repository == source), None)
+    from brite_lib.params import is_path  # here, because params import this module
+
+    name = Path(source).name if is_path(source) else source
+    return BENCHMARKS.get(name) or next((entry for entry in BENCHMARKS.values() if entry.repository == source), None)
 
 
 def published_split(source: str, split: str) -> tuple[str, int] | None:

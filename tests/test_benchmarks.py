@@ -13,6 +13,7 @@ from brite_lib.params import PROJECT_ROOT, EvalParams, PsiParams, load_experimen
 from brite_lib.problems import load as load_module
 from brite_lib.problems import load_problems
 from brite_lib.stages import plan
+from brite_lib.stats import minimum_detectable_difference
 
 DATA = PROJECT_ROOT.parent / "shared" / "data"
 
@@ -350,8 +351,27 @@ def test_the_hub_is_asked_before_the_first_stage(tmp_path, monkeypatch, capsys):
         ("humaneval", "code"),
         ("/somewhere/mine.jsonl", "math"),
         ("org/name", "math"),
+        ("somebody/gsm8k", "math"),  # another data set than openai's
     ],
 )
 def test_the_answer_kind_fits_the_data(data, kind):
     assert EvalParams(data=data).answer_kind == kind
     assert PsiParams(data=data, answer_kind="exact").answer_kind == "exact"
+
+
+def test_the_documentation_has_the_same_table():
+    text = (PROJECT_ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    lines = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `") and "params/" not in line}
+    assert list(lines) == list(BENCHMARKS)
+    for name, entry in BENCHMARKS.items():
+        assert f"| {entry.repository}," in lines[name] or f"| {entry.repository} |" in lines[name]
+        assert f"| {entry.answer_kind} |" in lines[name] and ("**gated**" in lines[name]) == entry.gated
+        for split, (hub_split, rows) in entry.splits.items():
+            assert f"{split} {rows:,}" in lines[name] and (hub_split == split or f"`{hub_split}`" in lines[name])
+    sizes, points = (
+        [cell.split(" (")[0].strip() for cell in line.split("|")[2:-1]]
+        for line in text.splitlines()
+        if line.startswith(("| problems", "| points"))
+    )
+    for size, point in zip(sizes, points, strict=True):
+        assert f"{100 * minimum_detectable_difference(int(size.replace(',', ''))):.1f}" == point
