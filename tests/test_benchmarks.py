@@ -203,6 +203,28 @@ def write(folder, name, *rows):
     return str(folder / name)
 
 
+def test_a_downloaded_copy_of_the_hubs_repository(tmp_path, monkeypatch):
+    """Its files are where the hub has them; the README says which are whose."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "arc_challenge"
+    for configuration, rows in (("ARC-Easy", 1), ("ARC-Challenge", 2)):
+        (folder / configuration).mkdir(parents=True)
+        table = pa.Table.from_pylist([HUB_ROWS["arc_challenge"][0] | {"id": f"{configuration}/{i}"} for i in range(rows)])
+        pq.write_table(table, folder / configuration / "validation-00000-of-00001.parquet")
+    configurations = "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: validation\n    path: {name}/validation-*\n"
+        for name in ("ARC-Easy", "ARC-Challenge")
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configurations}---\n# ARC\n")
+    assert list(load_problems(str(folder), "dev")["id"]) == ["ARC-Challenge/0", "ARC-Challenge/1"]
+    with pytest.raises(InputError, match=r"arc_challenge \(test\): is no whole copy of the hub's repository \("):
+        load_problems(str(folder), "test")
+    with pytest.raises(InputError, match="has no split 'trian'; known: train, validation, test"):
+        load_problems(str(folder), "trian")
+    (folder / "test.jsonl").write_text(json.dumps({"question": "q", "answer": "A"}))
+    assert load_problems(str(folder), "test")["question"][0] == "q"  # a file of this project's goes first
+
+
 def test_gpqa_options_are_shuffled_alike_in_every_run(tmp_path):
     row = HUB_ROWS["gpqa_diamond"][0]
     rows = [row | {"Question": f"Which {i}?", "Record ID": f"rec{i}"} for i in range(80)]

@@ -39,7 +39,9 @@ def load_problems(source: str, split: str, limit: int | None = None, seed: int =
               kind (default careless);
             - a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file (``split`` is then not used), or a directory that holds
               ``<split>`` with one of these endings;
-            - a benchmark's name (:data:`brite_lib.benchmarks.BENCHMARKS`), or any other ``org/name`` of the hub.
+            - a benchmark's name (:data:`brite_lib.benchmarks.BENCHMARKS`), or a directory of that name that holds a copy of
+              the hub's repository (``hf download --repo-type dataset``), known by its ``README.md``;
+            - any other ``org/name`` of the hub.
 
             Rows need ``question`` and ``answer``, and may have the other columns of :class:`Problem`; further columns
             are ignored. Code rows have ``task_id``, ``prompt``, ``canonical_solution``, ``test`` and ``entry_point``; the
@@ -62,14 +64,17 @@ def load_problems(source: str, split: str, limit: int | None = None, seed: int =
     """
     if is_toy(source):
         return Dataset.from_list([problem.model_dump() for problem in _toy(source, split, limit)], features=FEATURES)
-    if is_path(source) or source.endswith(FILE_ENDINGS):
+    benchmark = benchmark_of(source)
+    if benchmark and _is_copy_of_the_hub(resolve_path(source), split):
+        place, rows = f"{source} ({split})", enumerate(_of_benchmark(benchmark, source, split, str(resolve_path(source))), start=1)
+        name = f"{Path(source).name}/{split}"
+    elif is_path(source) or source.endswith(FILE_ENDINGS):
         path = _find_file(resolve_path(source), split)
         place, rows = str(path), _read(path)
         name = path.name.removesuffix(_ending(path)) if resolve_path(source).is_file() else f"{path.parent.resolve().name}/{split}"
     else:
         place, rows = f"{source} ({split})", enumerate(_from_hub(source, split), start=1)
         name = f"{source}/{split}"
-    benchmark = benchmark_of(source)
     problems = Dataset.from_list([problem.model_dump() for problem in _validated(rows, name, place, benchmark)], features=FEATURES)
     published = published_split(source, split)
     if limit is None and published and len(problems) != published[1]:
@@ -88,7 +93,8 @@ def has_split(source: str, split: str) -> bool:
     if is_toy(source):
         return split in SPLITS
     if is_path(source) or source.endswith(FILE_ENDINGS):
-        return any((resolve_path(source) / f"{split}{ending}").is_file() for ending in FILE_ENDINGS)
+        path = resolve_path(source)
+        return bool(_split_file(path, split) or (_is_copy_of_the_hub(path, split) and published_split(source, split)))
     benchmark = benchmark_of(source)
     return split in (benchmark.splits if benchmark else _load_dataset(source, None, None))
 
@@ -105,11 +111,18 @@ def _toy(source: str, split: str, limit: int | None) -> list[Problem]:
         raise InputError(f"data: {source}: {error}") from None
 
 
+def _is_copy_of_the_hub(path: Path, split: str) -> bool:
+    return (path / "README.md").is_file() and not _split_file(path, split)
+
+
+def _split_file(path: Path, split: str) -> Path | None:
+    return next((file for ending in FILE_ENDINGS if (file := path / f"{split}{ending}").is_file()), None)
+
+
 def _find_file(path: Path, split: str) -> Path:
     if path.is_dir():
-        for ending in FILE_ENDINGS:
-            if (path / f"{split}{ending}").is_file():
-                return path / f"{split}{ending}"
+        if file := _split_file(path, split):
+            return file
         splits = sorted(p.name.removesuffix(_ending(p)) for p in path.iterdir() if _ending(p))
         raise InputError(f"{path}: has no split {split!r}{suggestion(split, splits)}")
     if not path.is_file():
@@ -152,30 +165,35 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _from_hub(source: str, split: str) -> Iterable[dict[str, Any]]:
     benchmark = benchmark_of(source)
-    if not benchmark:
-        return _load_dataset(source, None, split)
+    return _of_benchmark(benchmark, source, split, benchmark.repository) if benchmark else _load_dataset(source, None, split)
+
+
+def _of_benchmark(benchmark: Benchmark, source: str, split: str, repository: str) -> Iterable[dict[str, Any]]:
+    """The rows of all its configurations, from the hub or from a downloaded copy of the repository."""
     published = published_split(source, split)
     if not published:
         raise InputError(f"data: {source}: has no split {split!r}; known: {', '.join(benchmark.splits)}{benchmark.advice}")
-    parts = [_load_dataset(benchmark.repository, configuration, published[0]) for configuration in benchmark.configurations]
+    parts = [_load_dataset(repository, configuration, published[0]) for configuration in benchmark.configurations]
     return chain.from_iterable(parts)
 
 
 def _load_dataset(repository: str, configuration: str | None, split: str | None) -> Any:
     """The rows of a split; None: all splits by name."""
-    if repository.count("/") != 1:
-        raise InputError(
-            f"data: {repository!r} is no toy:<level>, path, benchmark or org/name of the hub{suggestion(repository, BENCHMARKS)}"
-        )
+    if repository.count("/") != 1 and not is_path(repository):
+        known = suggestion(repository, BENCHMARKS)
+        raise InputError(f"data: {repository!r} is no toy:<level>, path, benchmark or org/name of the hub{known}")
     try:
         return load_dataset(repository, configuration, split=split)
     except (OSError, ValueError, DatasetsError) as error:  # no network, no such data set or split, no login, broken download
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        place = f"data: {repository} ({split or 'its splits'})"
+        if is_path(repository):
+            raise InputError(f"{place}: is no whole copy of the hub's repository ({reason})") from None
         way_out = "offline, give a local path"
         if (benchmark := benchmark_of(repository)) and benchmark.gated:
             consent = f"accept its terms at https://huggingface.co/datasets/{repository}, then hf auth login (or the variable HF_TOKEN)"
             way_out = f"it is gated: {consent}; {way_out}"
-        raise InputError(f"data: {repository} ({split or 'its splits'}): cannot be loaded from the hub ({reason}); {way_out}") from None
+        raise InputError(f"{place}: cannot be loaded from the hub ({reason}); {way_out}") from None
 
 
 def _validated(rows: Iterable[tuple[int, Any]], name: str, place: str, benchmark: Benchmark | None) -> Iterator[Problem]:
