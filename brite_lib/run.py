@@ -25,7 +25,7 @@ from brite_lib.fingerprint import code_fingerprint
 from brite_lib.harness import require_harness
 from brite_lib.lifeline import end_processes
 from brite_lib.params import PROJECT_ROOT, DrrParams, Experiment, ModelStageParams, is_path, is_toy, load_experiment
-from brite_lib.stages import StageSpec, plan, run_directory, token_bounds
+from brite_lib.stages import StageSpec, plan, run_directory
 from brite_lib.vllm_engine import check_installed
 
 DRY_RUN = {"-n", "--dry-run", "--dryrun"}  # Snakemake prints what would run, and why
@@ -38,6 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("experiment", type=Path, help="params/<experiment>.yaml")
     parser.add_argument("--plan", action="store_true", help="show the stages and a cost estimate, run nothing")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 2, help="stages at once (default: all cores)")
+    measured = "with --plan: generated and trained; default: as measured on finished stages"
+    parser.add_argument("--tokens-per-second", type=float, help=measured)
+    parser.add_argument("--gpu-memory-gib", type=float, help="with --plan: of the GPU to plan for; default: of the one found")
     arguments, snakemake_options = parser.parse_known_args(argv)
     try:
         experiment = load_experiment(arguments.experiment)
@@ -46,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
             check_installed()
         check_data(stages, hub=not arguments.plan)
         if arguments.plan:
-            print_plan(experiment, stages)
+            print_plan(experiment, stages, arguments.tokens_per_second, arguments.gpu_memory_gib)
             return 0
         if experiment.harness_tasks:
             require_harness()
@@ -132,18 +135,37 @@ def _open_lock(run_dir: Path) -> TextIO:
         raise InputError(f"{_shown(run_dir)}: cannot be written to ({error.strerror})") from None
 
 
-def print_plan(experiment: Experiment, stages: list[StageSpec]) -> None:
-    """The stages, what they read, and upper bounds of their tokens."""
-    rows = [("stage", "notebook", "reads", "state", "tokens generated ≤", "trained ≤")]
-    totals, open_ended = [0, 0], False
+def print_plan(
+    experiment: Experiment, stages: list[StageSpec], tokens_per_second: float | None = None, gpu_memory_gib: float | None = None
+) -> None:
+    """The stages, what they read, upper bounds of their cost and their memory on a GPU; of finished stages also what they took.
+
+    Raises:
+        InputError: one sentence, if a stage can't fit on the GPU found or stated.
+    """
+    from brite_lib import forecast
+
+    gpu = forecast.GIB * gpu_memory_gib if gpu_memory_gib else forecast.gpu_found()
+    forecaster = forecast.Forecaster(experiment, stages, tokens_per_second, gpu)
+    rows = [("stage", "notebook", "reads", "state", "tokens generated ≤", "trained ≤", "FLOPs ≤", "seconds", "GiB")]
+    predicted = {spec.key: forecaster.of(spec) for spec in stages}
+    known = [bounds for bounds in predicted.values() if bounds is not None]
     for spec in stages:
-        *bounds, per_problem = token_bounds(spec.params)
-        unit = " × problems" if per_problem else ""
-        rows.append((spec.key, spec.notebook.name, ", ".join(spec.inputs), _state(spec), *(f"{b:,}{unit}" if b else "" for b in bounds)))
-        totals = [total + bound * (not per_problem) for total, bound in zip(totals, bounds, strict=True)]
-        open_ended |= per_problem
-    rows.append(("total", "", "", "", *(f"{total:,}{' + …' if open_ended else ''}" for total in totals)))
+        cells = forecast.bound_cells(predicted[spec.key])
+        rows.append((spec.key, spec.notebook.name, ", ".join(spec.inputs), _state(spec), *cells))
+    rows.append(("total", "", "", "", *forecast.bound_cells(forecast.total(known))))
     print_table(rows)
+    if gpu and (seconds := forecast.total(known).seconds):
+        print(f"GPU-hours: {seconds / 3600:,.1f}, with one GPU for a stage")
+    if len(known) < len(stages):
+        forecaster.notes.append("the total is without the stages marked ?, whose data only the hub knows; set train_limit and test_limit")
+    done = [(spec, predicted[spec.key]) for spec in stages if _state(spec) == "done"]
+    for table in (forecast.memory_rows({spec.kind: predicted[spec.key] for spec in stages}), forecast.actual_rows(done)):
+        if table:
+            print()
+            print_table(table)
+    for note in forecaster.notes:
+        print(f"note: {note}")
     if experiment.methods:
         print(f"then notebooks/06_report.ipynb writes {_shown(run_directory(experiment) / 'report.html')}")
 

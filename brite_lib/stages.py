@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brite_lib.benchmarks import published_split
 from brite_lib.errors import InputError
 from brite_lib.params import (
     PROJECT_ROOT,
@@ -19,7 +18,6 @@ from brite_lib.params import (
     Experiment,
     HarnessParams,
     LatroParams,
-    ModelStageParams,
     PsiParams,
     RejectionParams,
     StageParams,
@@ -119,47 +117,6 @@ def plan(experiment: Experiment, where: str = "") -> list[StageSpec]:
 def run_directory(experiment: Experiment) -> Path:
     """``outputs/<name>`` below the project."""
     return PROJECT_ROOT / "outputs" / experiment.name
-
-
-def token_bounds(params: StageParams) -> tuple[int, int, bool]:
-    """Upper bounds of the tokens that a stage generates and trains on.
-
-    Returns:
-        (generated, trained, per_problem): ``per_problem`` if the number of problems is unknown before the data is read.
-    """
-    if not isinstance(params, ModelStageParams):
-        return 0, 0, False
-    number = _number_of_problems(params)
-    problems, unknown = number or 1, number is None
-    length = params.max_rationale_tokens + params.max_answer_tokens
-    match params:
-        case DrrParams():
-            attempts = params.chains * params.turns * problems
-            return attempts * length, int(params.epochs * attempts * length), unknown
-        case DpoParams():
-            drawn = params.samples * problems * length
-            return drawn, int(params.epochs * 2 * problems * length), unknown  # a pair has two
-        case PsiParams():
-            rollout = params.max_rationale_tokens if params.reward == "answer_likelihood" else length
-            batches = params.steps * params.prompts_per_step * params.rationales_per_prompt * rollout
-            # The updates do not depend on the number of problems, so this bound is always a total.
-            return batches + params.samples * (params.limit or 1000) * length, params.epochs * batches, False
-        case RejectionParams():
-            draws = params.max_samples if params.until_hit else params.samples * (1 + (params.strategy == "star"))  # again with the hint
-            return draws * problems * length, 0, unknown
-        case ThetaParams():
-            return 0, int(params.epochs * problems * length), unknown
-        case EvalParams():
-            return (params.samples + params.greedy) * problems * length, 0, unknown
-    raise TypeError(f"no cost estimate for {type(params).__name__}")
-
-
-def _number_of_problems(params: ModelStageParams) -> int | None:
-    """At most so many, as far as it is known before the data is read."""
-    if params.limit or is_toy(params.data):
-        return params.limit or 1000
-    published = None if is_path(params.data) else published_split(params.data, params.split)
-    return published[1] if published else None
 
 
 def _task_stages(

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from brite_lib.errors import InputError
-from brite_lib.params import METHODS, PROJECT_ROOT, EvalParams, Experiment, PsiParams, RejectionParams, ThetaParams
-from brite_lib.stages import is_path, plan, run_directory, token_bounds
+from brite_lib.params import METHODS, PROJECT_ROOT, EvalParams, Experiment, ThetaParams
+from brite_lib.stages import is_path, plan, run_directory
 
 
 def make(**changes: object) -> Experiment:
@@ -149,17 +149,6 @@ def test_the_template_and_local_files_reach_every_stage(tmp_path, monkeypatch):
 def test_paths_and_hub_names(name, expected, monkeypatch):
     monkeypatch.chdir(PROJECT_ROOT)
     assert is_path(name) is expected
-
-
-def test_token_bounds_by_hand():
-    lengths = {"max_rationale_tokens": 10, "max_answer_tokens": 2, "limit": 100}
-    psi = {"steps": 3, "prompts_per_step": 4, "rationales_per_prompt": 5, "epochs": 2, "samples": 1}
-    assert token_bounds(PsiParams(**lengths, **psi)) == (3 * 4 * 5 * 10 + 100 * 12, 2 * 3 * 4 * 5 * 10, False)
-    assert token_bounds(RejectionParams(**lengths, samples=7)) == (7 * 100 * 12, 0, False)
-    assert token_bounds(RejectionParams(**lengths, until_hit=True, max_samples=50)) == (50 * 100 * 12, 0, False)
-    assert token_bounds(ThetaParams(**lengths, epochs=1.5)) == (0, 1800, False)
-    assert token_bounds(EvalParams(**lengths, samples=4, greedy=True)) == (5 * 100 * 12, 0, False)
-    assert token_bounds(EvalParams(**lengths | {"limit": None}, data="rows.jsonl", samples=4, greedy=False)) == (4 * 12, 0, True)
 
 
 @pytest.mark.parametrize("path", sorted(PROJECT_ROOT.glob("params/*.yaml")), ids=lambda path: path.name)

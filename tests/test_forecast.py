@@ -1,0 +1,258 @@
+"""What ``make plan`` foretells: bounds worked by hand, and memory against what real tensors take."""
+
+import json
+from pathlib import Path
+
+import enumerable
+import pytest
+import torch
+from real_model import build_qwen2
+from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config
+
+from brite_lib import run
+from brite_lib.agent import PolicyWithCritic
+from brite_lib.costs import ModelCost
+from brite_lib.errors import InputError
+from brite_lib.forecast import Forecaster, Pass, flops_bound, number_of_problems, passes, rationales_per_problem, token_bounds
+from brite_lib.memory import GIB, Memory, activation_bytes_per_token, check_fit, ghost, stage_memory
+from brite_lib.models import attach_lora
+from brite_lib.params import (
+    PROJECT_ROOT,
+    DpoParams,
+    DrrParams,
+    EvalParams,
+    Experiment,
+    LatroParams,
+    LoraParams,
+    PsiParams,
+    RejectionParams,
+    ThetaParams,
+)
+from brite_lib.ppo import PosteriorPPOTrainer
+from brite_lib.stages import plan
+
+LENGTHS = {"max_rationale_tokens": 10, "max_answer_tokens": 2, "limit": 100}
+PSI = {"steps": 3, "prompts_per_step": 4, "rationales_per_prompt": 5, "epochs": 2, "samples": 1}
+CALIBRATION = 8 * 256 * 10
+
+
+@pytest.mark.parametrize(
+    ("params", "generated", "trained"),
+    [
+        (PsiParams(**LENGTHS, **PSI), 3 * 4 * 5 * 10 + CALIBRATION + 100 * 12, 2 * 3 * 4 * 5 * 10),
+        (PsiParams(**LENGTHS, **PSI, unfinished_reward=-9.0), 3 * 4 * 5 * 10 + 100 * 12, 2 * 3 * 4 * 5 * 10),
+        (PsiParams(**LENGTHS, **PSI, reward="verifier"), 3 * 4 * 5 * 12 + 100 * 12, 2 * 3 * 4 * 5 * 12),
+        (LatroParams(**LENGTHS, **PSI, reward="verifier", scorer="frozen", answer_nll_weight=0, validation_steps=2, validation_limit=7,
+                     validation_samples=3), 3 * 4 * 5 * 12 + 100 * 12 + 3 * 7 * 3 * 12, 2 * 3 * 4 * 5 * 12),
+        (RejectionParams(**LENGTHS, samples=7), 7 * 100 * 12, 0),
+        (RejectionParams(**LENGTHS, samples=7, strategy="star"), 14 * 100 * 12, 0),
+        (RejectionParams(**LENGTHS, until_hit=True, max_samples=50), 50 * 100 * 12, 0),
+        (ThetaParams(**LENGTHS, epochs=1.5), 0, 1800),
+        (DpoParams(**LENGTHS, samples=4, epochs=2), 4 * 100 * 12, 2 * 2 * 100 * 12),
+        (DrrParams(**LENGTHS, chains=2, turns=3, epochs=4), 2 * 3 * 100 * 12, 4 * 2 * 3 * 100 * 3 * 12),
+        (EvalParams(**LENGTHS, samples=4, greedy=True), 5 * 100 * 12, 0),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, int) else "",
+)  # fmt: skip
+def test_token_bounds_by_hand(params, generated, trained):
+    assert token_bounds(passes(params, 100)) == (generated, trained)
+
+
+def test_theta_learns_from_as_many_rationales_as_its_source_keeps():
+    raft, rest_em = RejectionParams(strategy="raft", samples=7), RejectionParams(strategy="rest_em", samples=7, max_per_problem=5)
+    assert [rationales_per_problem(source) for source in (None, RejectionParams(), raft, rest_em, PsiParams(samples=3))] == [1, 1, 7, 5, 3]
+    assert token_bounds(passes(ThetaParams(**LENGTHS, epochs=1), 100, per_problem=7)) == (0, 7 * 100 * 12)
+
+
+def test_the_number_of_problems(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"question": "1+1", "answer": "2"}\n' * 3)
+    assert number_of_problems(EvalParams(data="toy:easy")) == 1000
+    assert number_of_problems(EvalParams(data=str(tmp_path / "rows.jsonl"))) == 3
+    assert number_of_problems(EvalParams(data=str(tmp_path / "rows.jsonl"), limit=2)) == 2
+    assert number_of_problems(EvalParams(data="gsm8k", split="test")) == 1319
+    assert number_of_problems(EvalParams(data="gsm8k", split="test", limit=5000)) == 1319
+    assert number_of_problems(EvalParams(data="org/unknown")) is None
+    assert number_of_problems(EvalParams(data="org/unknown", limit=9)) == 9
+
+
+def test_flops_of_passes_by_hand():
+    cost = ModelCost(trunk=10, trunk_trained=10, head=2, head_trained=2, attention=1)
+    # 5 tokens in all, 4 of them read before the last is sampled; 15 and 10 pairs of a token and a key, 4 FLOPs each
+    sample, score, train = 2 * (10 * 4 + 2 * 3) + 4 * 10, 2 * (10 * 5 + 2 * 3) + 4 * 15, 3 * (2 * (10 * 5 + 2 * 3) + 4 * 15)
+    found = [Pass("sample", 7, 3), Pass("score", 2, 3), Pass("train", 4, 3)]
+    assert flops_bound(found, cost, prompt=2) == 7 * sample + 2 * score + 4 * train
+
+
+def test_a_psi_update_whose_rationales_are_all_of_full_length_costs_exactly_the_bound(monkeypatch):
+    settings = {
+        "steps": 2,
+        "prompts_per_step": 2,
+        "rationales_per_prompt": 2,
+        "max_rationale_tokens": 3,
+        "epochs": 2,
+        "unfinished_reward": 0.0,
+    }
+    config = PsiParams(**settings, device="cpu", advantage="gae")
+    full = [[0, 1, 0]] * 4  # no boundary: as long as allowed, and without an answer behind it
+    monkeypatch.setattr("brite_lib.ppo.sample", lambda *_, **__: full)
+    model = enumerable.model()
+    problems = [{"id": "q", "question": "aba", "answer": "a"}]
+    trainer = PosteriorPPOTrainer(model, enumerable.template(), problems, config)
+    trainer.train()
+    cost = ModelCost.of(model, trainer.agent.value_head)
+    batch = 2 * 2 * 2
+    assert passes(config, 1)[:3] == [Pass("sample", batch, 3), Pass("score", 2 * batch, 11), Pass("train", 2 * batch, 3)]
+    prompt = len(enumerable.template().prompt_ids("aba"))
+    spent = flops_bound([Pass("score", 2 * batch, 3), Pass("train", 2 * batch, 3)], cost, prompt)
+    critic = 2 * batch * 3 * sum(p.numel() for p in trainer.agent.value_head.parameters() if p.ndim > 1)  # frozen θ has none
+    assert trainer.flops == spent - critic
+
+
+def real_and_ghost(tmp_path: Path, lora: LoraParams | None = None):
+    directory = build_qwen2(tmp_path / "model", ["1 + 1 = 2"] * 50)
+    real = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return (attach_lora(real, lora) if lora else real), ghost(str(directory), lora, "float32")
+
+
+def size(tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize("lora", [None, LoraParams(r=4, alpha=8)], ids=["weights", "lora"])
+def test_weights_gradients_moments_and_critic_take_the_bytes_foretold(tmp_path, lora):
+    real, meta = real_and_ghost(tmp_path, lora)
+    params = PsiParams(lora=lora, advantage="gae", device="cpu")
+    found = stage_memory(params, meta, tokens=20, sampled_at_once=4)
+    agent = PolicyWithCritic(real, use_critic=True)
+    trained = [p for p in agent.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    agent([[1, 2]], [[3]])[2].sum().backward()
+    agent([[1, 2]], [[3]])[0].sum().backward()
+    optimizer.step()
+    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    critic = list(agent.value_head.parameters())
+    learned = [p for p in trained if not any(p is other for other in critic)]
+    assert found.weights + found.adapters == size(real.parameters())
+    assert found.adapters == (size(learned) if lora else 0)
+    assert found.frozen_copy == (0 if lora else found.weights)
+    assert found.critic == 4 * size(critic)
+    assert found.optimizer + found.critic == size(p.grad for p in trained) + size(moments) + size(critic)
+
+
+def test_the_kv_cache_takes_the_bytes_foretold(tmp_path):
+    real, meta = real_and_ghost(tmp_path)
+    cache = DynamicCache(config=real.config)
+    with torch.no_grad():
+        real(torch.zeros((3, 20), dtype=torch.long), past_key_values=cache, use_cache=True)
+    held = sum(size([layer.keys, layer.values]) for layer in cache.layers)
+    assert stage_memory(EvalParams(device="cpu"), meta, tokens=20, sampled_at_once=3).kv_cache == held > 0
+
+
+@pytest.mark.parametrize("lora", [None, LoraParams(r=4, alpha=8)], ids=["weights", "lora"])
+def test_activations_of_a_ghost_are_those_of_the_model_within_a_tenth(tmp_path, lora):
+    real, meta = real_and_ghost(tmp_path, lora)
+    assert activation_bytes_per_token(meta) == pytest.approx(activation_bytes_per_token(real), rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def seven_billion(tmp_path_factory):
+    """The configuration of Qwen2.5-7B, without any weight."""
+    shape = {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
+    Qwen2Config(**shape, num_key_value_heads=4, tie_word_embeddings=False).save_pretrained(tmp_path_factory.getbasetemp() / "seven")
+    return str(tmp_path_factory.getbasetemp() / "seven")
+
+
+def test_seven_billion_parameters_by_hand(seven_billion):
+    model = ghost(seven_billion)
+    cost = ModelCost.of(model)
+    attention, mlp = 2 * 3584 * 3584 + 2 * 3584 * 512, 3 * 3584 * 18944
+    assert (cost.trunk, cost.head) == (28 * (attention + mlp), 152064 * 3584)
+    found = stage_memory(ThetaParams(lora=None), model, tokens=512, sampled_at_once=0)
+    assert found.weights == 2 * 7_615_616_512  # the published number of parameters, in bfloat16
+    assert found.optimizer == 3 * found.weights and found.kv_cache == 0
+    rejection = stage_memory(RejectionParams(batch_size=64), model, tokens=512, sampled_at_once=64)
+    assert rejection.kv_cache == 64 * 512 * 28 * 2 * 4 * 128 * 2
+
+
+def test_a_stage_that_cannot_fit_is_refused_with_a_setting_that_makes_it_fit(seven_billion):
+    lora = LoraParams()
+    whole, adapted = ghost(seven_billion), ghost(seven_billion, lora)
+    gpu = 80 * GIB
+
+    def need(params, model) -> Memory:
+        return stage_memory(params, model, tokens=700, sampled_at_once=params.batch_size)
+
+    full = ThetaParams(micro_batch_size=2, batch_size=8)
+    with pytest.raises(InputError, match=r"^seed0/brite: needs about 6\d.\d GiB \(42.6 of optimizer and 14.2 of weights\).*; set lora: "):
+        check_fit("seed0/brite", full, need(full, whole), 48 * GIB)
+    wide = PsiParams(lora=lora, micro_batch_size=64, batch_size=8)
+    with pytest.raises(
+        InputError, match=r"more than the 73.6 GiB that can be used of a GPU with 80.0 GiB; set micro_batch_size to (\d+)"
+    ) as error:
+        check_fit("psi", wide, need(wide, adapted), gpu)
+    fits = int(str(error.value).split("micro_batch_size to ")[1].split()[0])
+    for micro, refused in ((fits, False), (fits + 1, True)):
+        changed = wide.model_copy(update={"micro_batch_size": micro})
+        assert (need(changed, adapted).total > 0.92 * gpu) is refused
+    many = RejectionParams(batch_size=4096)
+    with pytest.raises(InputError, match="set batch_size to "):
+        check_fit("rs", many, need(many, whole), gpu)
+    large = EvalParams(dtype="float32", batch_size=4)
+    with pytest.raises(InputError, match="set dtype: bfloat16$"):
+        check_fit("eval", large, need(large, ghost(seven_billion, dtype="float32")), 24 * GIB)
+    small = EvalParams(batch_size=4)
+    with pytest.raises(InputError, match="use a smaller model or a larger GPU$"):
+        check_fit("eval", small, need(small, whole), 12 * GIB)
+    check_fit("eval", small, need(small, whole), 24 * GIB)
+
+
+EXPERIMENT = {
+    "name": "foretold",
+    "tasks": [{"name": "toy", "data": "toy:easy", "train_limit": 5, "test_limit": 5}],
+    "methods": ["base", "rs"],
+}
+
+
+def test_the_plan_of_an_experiment_and_what_it_took(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("brite_lib.stages.PROJECT_ROOT", tmp_path)
+    experiment = Experiment.parse({**EXPERIMENT, "model": str(PROJECT_ROOT / "assets/tiny-base")}, where="")
+    stages = plan(experiment)
+    run.print_plan(experiment, stages, tokens_per_second=100.0, gpu_memory_gib=24)
+    printed = capsys.readouterr().out
+    rows = {line.split()[0]: line.split() for line in printed.splitlines() if line.startswith("seed0/")}
+    assert rows["seed0/rs_sampling"][2] == f"{30 * 5 * 40:,}" and rows["seed0/rs_sampling"][4] == "60"
+    assert rows["seed0/rs"][3:4] == [f"{4 * 5 * 40:,}"]
+    assert "GPU-hours: 0.0" in printed and "predicted against actual" not in printed
+
+    directory = stages[0].directory
+    directory.mkdir(parents=True)
+    record = {
+        "params": stages[0].params.model_dump(mode="json"),
+        "tokens_generated": 3000,
+        "tokens_trained": 0,
+        "flops": 1e9,
+        "seconds": 30.0,
+    }
+    (directory / "stage.json").write_text(json.dumps({**record, "peak_rss_gib": 0.5, "peak_gpu_gib": None}))
+    run.print_plan(experiment, stages)
+    printed = capsys.readouterr().out
+    assert "seed0/rs_sampling         3,000 (50 %)" in printed and "0.50 (process)" in printed
+    forecast = Forecaster(experiment, stages).of(stages[0])
+    assert forecast.seconds == 60.0  # 6,000 tokens at the 100 per second that the finished stage had
+
+
+def test_a_plan_that_cannot_fit_ends_in_a_sentence(capsys):
+    assert run.main([str(PROJECT_ROOT / "params/micro.yaml"), "--plan", "--gpu-memory-gib", "0.01"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: seed0/") and errors.count("\n") == 1 and "set " in errors
+
+
+def test_without_the_models_configuration_tokens_are_still_foretold(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("")
+    experiment = Experiment.parse({**EXPERIMENT, "model": str(tmp_path)}, where="")
+    stages = plan(experiment)
+    forecaster = Forecaster(experiment, stages)
+    forecasts = [forecaster.of(spec) for spec in stages]
+    assert forecasts[0].tokens_generated == 30 * 5 * 40 and forecasts[0].flops is None
+    assert len(forecaster.notes) == 1 and forecaster.notes[0].endswith("FLOPs and memory are not known")
