@@ -6,7 +6,6 @@ as the settings allow; people's rationales may be longer. Looking on (EM monitor
 come from tokens per second, stated or measured on finished stages of the same kind. Importing this needs no torch.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
@@ -29,6 +28,7 @@ from brite_lib.params import (
     is_path,
     is_toy,
 )
+from brite_lib.records import read_record
 from brite_lib.stages import StageSpec
 
 CALIBRATIONS = 8 * 256  # rationales that calibrate the reward of unfinished ones, at the most (brite_lib/ppo.py)
@@ -252,9 +252,11 @@ class Forecaster:
 
 
 def finished(spec: StageSpec) -> dict[str, Any] | None:
-    """The record of a stage that has finished, None if there is none."""
-    path = spec.directory / "stage.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The record of a stage that has finished; None if there is none, or none that can be read."""
+    try:
+        return read_record(spec.directory / "stage.json")
+    except InputError:
+        return None
 
 
 def gpu_found() -> int | None:
@@ -297,7 +299,7 @@ def actual_rows(forecasts: Sequence[tuple[StageSpec, Forecast | None]]) -> list[
     for spec, forecast in forecasts:
         record = finished(spec)
         if record and forecast:
-            shares = (_actual(record[name], getattr(forecast, name)) for name in ("tokens_generated", "tokens_trained", "flops"))
+            shares = (_actual(record.get(name), getattr(forecast, name)) for name in ("tokens_generated", "tokens_trained", "flops"))
             rows.append((spec.key, *shares, f"{record['seconds']:,.0f}", _peak(record)))
     return [("predicted against actual", "tokens generated", "trained", "FLOPs", "seconds", "peak GiB"), *rows] if rows else []
 
@@ -307,11 +309,13 @@ def gib(size: float) -> str:
     return f"{size / GIB:.2g}" if size < 10 * GIB else f"{size / GIB:.1f}"
 
 
-def _actual(value: float, bound: float | None) -> str:
+def _actual(value: float | None, bound: float | None) -> str:
+    if not value:
+        return ""
     shown = f"{value:.3g}" if value >= 1e7 else f"{value:,.0f}"
-    return f"{shown} ({100 * value / bound:.0f} %)" if value and bound else shown if value else ""
+    return f"{shown} ({100 * value / bound:.0f} %)" if bound else shown
 
 
 def _peak(record: dict[str, Any]) -> str:
-    on_gpu = record.get("peak_gpu_gib")
-    return f"{record['peak_rss_gib']:.2f} (process)" if on_gpu is None else f"{on_gpu:.2f} (GPU)"
+    on_gpu, of_process = record.get("peak_gpu_gib"), record.get("peak_rss_gib")
+    return f"{on_gpu:.2f} (GPU)" if on_gpu else f"{of_process:.2f} (process)" if of_process else ""

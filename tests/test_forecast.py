@@ -1,6 +1,7 @@
 """What ``make plan`` foretells: bounds worked by hand, and memory against what real tensors take."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import enumerable
@@ -213,10 +214,9 @@ EXPERIMENT = {
 }
 
 
-def test_the_plan_of_an_experiment_and_what_it_took(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("brite_lib.stages.PROJECT_ROOT", tmp_path)
+def test_the_plan_of_an_experiment_and_what_it_took(tmp_path, capsys):
     experiment = Experiment.parse({**EXPERIMENT, "model": str(PROJECT_ROOT / "assets/tiny-base")}, where="")
-    stages = plan(experiment)
+    stages = [replace(spec, directory=tmp_path / spec.key) for spec in plan(experiment)]
     run.print_plan(experiment, stages, tokens_per_second=100.0, gpu_memory_gib=24)
     printed = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in printed.splitlines() if line.startswith("seed0/")}
@@ -227,6 +227,7 @@ def test_the_plan_of_an_experiment_and_what_it_took(tmp_path, monkeypatch, capsy
     directory = stages[0].directory
     directory.mkdir(parents=True)
     record = {
+        **{"stage": "rs", "seed": 0, "inputs": {}, "outputs": {}, "metrics": {}},
         "params": stages[0].params.model_dump(mode="json"),
         "tokens_generated": 3000,
         "tokens_trained": 0,
