@@ -19,6 +19,7 @@ from brite_lib.params import (
     DrrParams,
     EvalParams,
     Experiment,
+    HarnessParams,
     LatroParams,
     ModelStageParams,
     PsiParams,
@@ -185,6 +186,8 @@ class Forecaster:
             InputError: one sentence, if the stage can't fit on the GPU.
         """
         params = spec.params
+        if isinstance(params, HarnessParams):
+            return None
         if not isinstance(params, ModelStageParams):
             return Forecast(0, 0)
         problems = number_of_problems(params)
@@ -200,6 +203,8 @@ class Forecaster:
         mean, longest = self._prompt_tokens(params)
         flops = flops_bound(found, ModelCost.of(model, critic_of(params, model)), mean)
         most = max((p.sequences for p in found if p.kind == "sample"), default=0)
+        if getattr(params, "engine", "hf") == "vllm":
+            most = 0  # its cache takes what is free
         tokens = longest + params.max_rationale_tokens + params.max_answer_tokens
         memory = stage_memory(params, model, tokens, min(most, params.batch_size))
         if self.gpu is not None and params.device != "cpu":

@@ -158,7 +158,9 @@ def print_plan(
     if gpu and (seconds := forecast.total(known).seconds):
         print(f"GPU-hours: {seconds / 3600:,.1f}, with one GPU for a stage")
     if len(known) < len(stages):
-        forecaster.notes.append("the total is without the stages marked ?, whose data only the hub knows; set train_limit and test_limit")
+        forecaster.notes.append(
+            "stages marked ? are not in the total; set train_limit and test_limit where the number of problems is not known"
+        )
     done = [(spec, predicted[spec.key]) for spec in stages if _state(spec) == "done"]
     for table in (forecast.memory_rows({spec.kind: predicted[spec.key] for spec in stages}), forecast.actual_rows(done)):
         if table:
