@@ -58,10 +58,10 @@ def published_split(source: str, split: str) -> tuple[str, int] | None:
 
 def answer_kind_of(source: str) -> AnswerKind:
     """What ``answer_kind: auto`` means: the benchmark's own kind, ``exact`` on the toy task, ``math`` for other data."""
-    if source == "toy" or source.startswith("toy:"):
-        return "exact"
+    from brite_lib.params import is_toy
+
     benchmark = benchmark_of(source)
-    return benchmark.answer_kind if benchmark else "math"
+    return "exact" if is_toy(source) else benchmark.answer_kind if benchmark else "math"
 
 
 def layout_of(row: Row, benchmark: Benchmark | None = None) -> Layout | None:
