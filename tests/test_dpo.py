@@ -239,3 +239,9 @@ def test_the_notebook_killed_in_training_ends_like_one_that_was_not(tmp_path):
     assert read_metrics(undisturbed / "metrics.jsonl") == read_metrics(killed / "metrics.jsonl")
     assert one["metrics"]["pairs"] == len(read_pairs(killed / "pairs.parquet")) > 16
     assert (killed / "figures/training.png").is_file() and not (killed / "checkpoint").exists()
+
+
+def test_what_learns_is_the_sampler_unless_theta_is_asked_for():
+    drawn = {"model": "theta", "sampler": "q"}
+    assert [DpoParams.parse(drawn | more).start for more in ({}, {"start_from": "model"})] == ["q", "theta"]
+    assert DpoParams.parse({"model": "theta"}).start == "theta"

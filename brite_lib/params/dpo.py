@@ -14,6 +14,9 @@ class DpoParams(SamplingStageParams):
     kind = "dpo"
 
     sampler: str = Field("", description="model that the pairs are drawn from: Q_ψ for BRiTE-DPO; empty: the model itself")
+    start_from: Literal["sampler", "model"] = Field(
+        "sampler", description="what learns and is its own reference: the sampler, whose pairs these are, or θ (the paper does not say)"
+    )
     samples: Annotated[int, Field(ge=2)] = Field(30, description="N, rationales and answers per problem (the paper's 30)")
     beta: PositiveFloat = Field(0.1, description="β of the loss: how much a log-ratio to the reference counts")
     epochs: PositiveFloat = Field(4, description="passes over the pairs")
@@ -26,3 +29,8 @@ class DpoParams(SamplingStageParams):
     max_grad_norm: PositiveFloat = Field(1.0, description="gradient norm is clipped to this")
     lora: LoraParams | None = Field(None, description="train adapters; null: all weights")
     save_steps: PositiveInt = Field(50, description="checkpoint every so many optimiser steps")
+
+    @property
+    def start(self) -> str:
+        """The model that learns."""
+        return self.sampler if self.sampler and self.start_from == "sampler" else self.model

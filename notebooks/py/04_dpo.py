@@ -18,15 +18,17 @@
 # (equation 3.6) minimises
 # $$-\log \sigma\Big(\beta \log \tfrac{Q(z^+, y^+ \mid x)}{P(z^+, y^+ \mid x)} - \beta \log \tfrac{Q(z^-, y^- \mid x)}{P(z^-, y^- \mid x)}\Big)$$
 # with $P$ the model before and $Q$ the model that learns. *Iterative DPO* draws the pairs from the model itself, again in every
-# iteration; *BRiTE-DPO* draws them from a $Q_\psi$ that ψ-PPO has learned first (`sampler`). A problem that the sampler always
-# or never solves has no contrast and teaches nothing: those are counted.
+# iteration; *BRiTE-DPO* draws them from a $Q_\psi$ that ψ-PPO has learned first (`sampler`), and goes on from that $Q_\psi$. The paper
+# does not say what DPO starts from; with `start_from: model` it is $\theta$, for which both sides of such a pair can be unlikely. Then the loss
+# pushes down what they share ([`docs/results/tiny-all.md`](../docs/results/tiny-all.md) shows how far that goes). A problem that the
+# sampler always or never solves has no contrast and teaches nothing: those are counted.
 
 # %% tags=["parameters"]
 stage: str = ""  # name of the stage in its record; empty: the notebook's own
 output_dir: str = "outputs/scratch/dpo"  # where the stage writes
 seed: int = 0  # the one seed of the stage
 round: int = 1  # iteration that the stage belongs to
-model: str = "assets/tiny-base"  # θ that learns and is the reference: a Hugging Face model directory or hub name
+model: str = "assets/tiny-base"  # θ: a Hugging Face model directory or hub name
 template: str | dict = "auto"  # how z and y are written: auto, a preset's name, or its fields
 data: str = "toy:easy"  # problems: toy:<level>, a hub data set, or a .jsonl/.parquet path
 split: str = "train"  # split of the data
@@ -41,6 +43,7 @@ engine: str = "hf"  # who draws the samples: hf, or vllm for large models on GPU
 threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 temperature: float = 1.0  # sampling temperature of the pairs
 sampler: str = ""  # model that the pairs are drawn from: Q_ψ for BRiTE-DPO; empty: the model itself
+start_from: str = "sampler"  # what learns and is its own reference: the sampler, or model: θ (the paper does not say)
 samples: int = 30  # N, rationales and answers per problem
 beta: float = 0.1  # β of the loss: how much a log-ratio to the reference counts
 epochs: float = 4  # passes over the pairs
@@ -100,7 +103,7 @@ pd.DataFrame(pairs)[shown].head(8)
 # ## Training
 
 # %%
-theta = load_policy(params.model, device=params.device, dtype=params.dtype)
+theta = load_policy(params.start, device=params.device, dtype=params.dtype)
 stage.rewind(resume_step(checkpoints))
 theta, metrics = rationale_dpo(theta, pairs, template, params, checkpoints, log=stage.log)
 stage.count(tokens_trained=metrics["tokens_trained"])
