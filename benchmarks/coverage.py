@@ -2,8 +2,8 @@
 
     python benchmarks/coverage.py [--simulations 400] [--seed 0]
 
-Prints the tables of docs/results/coverage.md, which was made with 4,000 simulations. With one sample per problem nothing is simulated: the interval for every
-number of right answers is weighed with its binomial probability.
+Prints the tables of docs/results/coverage.md, which was made with 4,000 simulations. With one sample per problem nothing is simulated:
+the interval for every number of right answers is weighed with its binomial probability.
 """
 
 import argparse
