@@ -148,6 +148,15 @@ def test_there_is_no_way_out(attack, name, monkeypatch, tmp_path):
 
 # What pretends to have passed. All of them define a wrong function, unless the attack itself defines it.
 FRAME = "frame = sys._getframe()\nwhile frame:\n"
+SEND = """
+import os, stat
+def socket_of_the_tests():
+    return next(fd for fd in range(3, 64) if stat.S_ISSOCK(os.fstat(fd).st_mode))
+def send(message, data=None, times=1):
+    data = data or pickle.dumps(message)
+    for _ in range(times):
+        os.write(socket_of_the_tests(), len(data).to_bytes(8, "big") + data)
+"""
 FORGERS = {
     "os._exit before the tests": "import os\nos._exit(0)",
     "sys.exit before the tests": "import sys\nsys.exit(0)",
@@ -160,12 +169,14 @@ FORGERS = {
     "signal to itself": "import os\nos.kill(os.getpid(), 15)",
     "fake pass line": "import os\nfor fd in (1, 2):\n    os.write(fd, b'ready\\npassed\\n')\nprint('ok', '1 passed', 'passed')",
     "fake pass line on every descriptor": "import os\nfor fd in range(256):\n    try: os.write(fd, b'ready\\npassed\\n')\n    except OSError: pass",
-    "fake messages": "import os, json\nm = json.dumps(['gave', 3, None]).encode()\nfor fd in range(3, 64):\n"
-                     "    try: os.write(fd, (len(m).to_bytes(8, 'big') + m) * 50)\n    except OSError: pass",
-    "fake builtins": "import os, json\nm = json.dumps(['gave', [['__builtins__', None, {'dict': [], 'of': 'builtins'}], ['add', None, 3]], None]).encode()\n"
-                     "for fd in range(3, 64):\n    try: os.write(fd, len(m).to_bytes(8, 'big') + m)\n    except OSError: pass\n",
-    "fake pickle-like values": "import os, json\nm = json.dumps(['gave', [['add', None, {'eval': '1', 'of': 'builtins'}]], None]).encode()\n"
-                               "for fd in range(3, 64):\n    try: os.write(fd, len(m).to_bytes(8, 'big') + m)\n    except OSError: pass\n",
+    "fake messages": "import pickle" + SEND + "send(['gave', 3, None], times=50)",
+    "fake message with builtins": "import pickle" + SEND + "send(['gave', [['__builtins__', None, {}], ['add', None, 3]], None])",
+    "fake message that calls": "import os, pickle" + SEND + "class Call:\n    def __reduce__(self): return os._exit, (0,)\nsend(['gave', [['add', None, Call()]], None])",
+    "fake message that alters an object": "import pickle" + SEND + "class Build(tuple):\n    def __reduce__(self): return tuple, ((),), (None, {'__eq__': 1})\n"
+                                        "send(['gave', [['add', None, Build()]], None])",
+    "fake message that alters tuple": "import pickle" + SEND + "class Build:\n    def __reduce__(self): return 'tuple'\nsend(None, pickle.dumps(tuple)[:-1] + b'N}\\x8c\\x06__eq__K\\x01s\\x86b.')",
+    "fake message without end": "import os" + SEND + "os.write(socket_of_the_tests(), (10**9).to_bytes(8, 'big') + bytes(10**6))\nos._exit(0)",
+    "fake message of 1 TB": "import os" + SEND + "os.write(socket_of_the_tests(), (10**12).to_bytes(8, 'big'))\nos._exit(0)",
     "AssertionError is replaced": "import builtins\nclass AssertionError(BaseException): pass\nbuiltins.AssertionError = AssertionError",
     "builtins are replaced": "import builtins\nfor name in ('abs', 'all', 'len', 'isinstance', 'print'): setattr(builtins, name, lambda *a: True)\n"
                              "def abs(x): return 0",

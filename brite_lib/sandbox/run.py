@@ -21,7 +21,7 @@ Status = Literal["passed", "failed", "exited", "timeout", "memory", "output", "f
 STARTUP_SECONDS = 60.0  # until both interpreters run; the program's time starts then
 LARGEST_OUTPUT = 2**23  # bytes that program and tests may print
 TAIL = 2000  # characters of it that a verdict keeps
-TESTS_MEMORY_MB = 2048  # tests may compute more than the program: a reference solution on all inputs
+TESTS_MEMORY_MB = 8192  # tests may need more than the program: a reference's result beside the program's
 
 
 @dataclass(frozen=True)

@@ -20,19 +20,19 @@ def main() -> None:
     module = sys.modules["program"] = types.ModuleType("program")
     try:
         exec(compile(job["source"], "<program>", "exec"), module.__dict__)
-        reply = ["gave", _names(module, peer), None]
+        reply = peer.encoded(["gave", _names(module), None])
     except BaseException as error:
         sys.__excepthook__(type(error), error.with_traceback(error.__traceback__.tb_next), None)
-        reply = ["raised", peer.describe(error), None]
-    peer.send(reply)
+        reply = peer.encoded(["raised", peer.describe(error), None])
+    peer.write(reply)
     while True:
         peer.answer(peer.receive())
 
 
-def _names(module: types.ModuleType, peer: Peer) -> list[list[Any]]:
-    """What the program defined: name, and either the name of a module or an encoded value."""
+def _names(module: types.ModuleType) -> list[list[Any]]:
+    """What the program defined: name, and either the name of a module or a value."""
     return [
-        [name, value.__name__, None] if isinstance(value, types.ModuleType) else [name, None, peer.encoded(value)]
+        [name, value.__name__, None] if isinstance(value, types.ModuleType) else [name, None, value]
         for name, value in vars(module).items()
         if not name.startswith("__")
     ]

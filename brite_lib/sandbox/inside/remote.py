@@ -6,7 +6,6 @@ object of the program and plain data is never the program's own (an object that 
 """
 
 import builtins
-import json
 import operator
 import os
 import struct
@@ -14,9 +13,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from wire import Malformed, decode, encode
+from wire import Malformed, Reference, decode, encode
 
-LARGEST_MESSAGE = 2**28
+LARGEST_MESSAGE = 2**30
 PLAIN_BASES = (int, float, complex, str, bytes, tuple, list, dict, set, frozenset)
 
 
@@ -132,13 +131,14 @@ class Peer:
         return result
 
     def _exchange(self, operation: str, target: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
-        self.send(["do", operation, self.encoded(target), self.encoded(list(args)), self.encoded(kwargs)])
+        self.send(["do", operation, target, self.encoded(list(args)), kwargs])
         while (message := self.receive())[0] == "do":
             self.answer(message)
         try:
-            outcome, content, changed = message
-            result = self.exception(content) if outcome == "raised" else self.decoded(content)
-            for old, new in zip(args, self.decoded(changed) or (), strict=False):
+            outcome, result, changed = message
+            if outcome == "raised":
+                result = self.exception(result)
+            for old, new in zip(args, self.decoded(changed) if changed else (), strict=False):
                 _follow(old, new)
         except Exception as error:
             raise Forged(f"no reply: {type(error).__name__}: {error}") from None
@@ -150,17 +150,17 @@ class Peer:
         """Do what the other asks for and send what came of it."""
         try:
             _, operation, target, sent, kwargs = message
-            target, args, kwargs = self.decoded(target), self.decoded(sent), self.decoded(kwargs)
+            args = self.decoded(sent)
             if not self.allows(operation, target, args):
                 raise PermissionError(f"{operation} of a {type(target).__name__} of the tests")
             result = OPERATIONS[operation](target, *args, **kwargs)
-            after = self.encoded(args) if result is None and args else sent
-            reply = ["gave", self.encoded(result), after if after != sent else None]
+            after = self.encoded(args) if result is None else sent
+            reply = self.encoded(["gave", result, after if after != sent else None])
         except (Ended, Forged):
             raise
         except BaseException as error:
-            reply = ["raised", self.describe(error), None]
-        self.send(reply)
+            reply = self.encoded(["raised", self.describe(error), None])
+        self.write(reply)
 
     def describe(self, error: BaseException) -> list[Any]:
         """An exception as its class, see :meth:`describe_class`, and plain arguments."""
@@ -195,32 +195,34 @@ class Peer:
             self.objects.append(obj)
         return number
 
-    def reference(self, obj: Any) -> Any:
+    def reference(self, obj: Any) -> Reference:
         """How an object that is no plain value is named in a message."""
         if isinstance(obj, Remote):
-            return {"yours": obj._remote_number}
+            return "yours", obj._remote_number
         if isinstance(obj, type) and issubclass(obj, Exception):
-            return {"exception": self.describe_class(obj)}
-        return {"mine": self.number(obj)}
+            return "exception", self.describe_class(obj)
+        return "mine", self.number(obj)
 
-    def dereference(self, name: Any) -> Any:
+    def dereference(self, owner: str, content: Any) -> Any:
         """The object that a reference names."""
-        ((owner, content),) = name.items()
         if owner == "exception":
             return self.exception_class(content)
         return self.objects[content] if owner == "yours" else Remote(self, content)
 
-    def encoded(self, value: Any) -> Any:
+    def encoded(self, value: Any) -> bytes:
         """See :func:`wire.encode`."""
         return encode(value, self.reference)
 
-    def decoded(self, value: Any) -> Any:
+    def decoded(self, data: bytes) -> Any:
         """See :func:`wire.decode`."""
-        return decode(value, self.dereference)
+        return decode(data, self.dereference)
 
     def send(self, message: list[Any]) -> None:
-        """One message: its length and JSON."""
-        data = json.dumps(message).encode()
+        """Encode and write one message."""
+        self.write(self.encoded(message))
+
+    def write(self, data: bytes) -> None:
+        """One encoded message, after its length."""
         try:
             self.outgoing.write(struct.pack("!Q", len(data)) + data)
             self.outgoing.flush()
@@ -241,12 +243,12 @@ class Peer:
             (length,) = struct.unpack("!Q", head)
             if length > LARGEST_MESSAGE:
                 raise Forged(f"a message of {length} bytes")
-            message = json.loads(self.incoming.read(length))
+            message = self.decoded(self.incoming.read(length))
         except OSError:
             raise Ended("the program's process has ended") from None
-        except (ValueError, RecursionError) as error:
-            raise Forged(f"no message: {type(error).__name__}") from None
-        if not (isinstance(message, list) and message and message[0] in ("do", "gave", "raised", "ready")):
+        except Malformed as error:
+            raise Forged(f"no message: {error}") from None
+        if not (type(message) is list and message and message[0] in ("do", "gave", "raised", "ready")):
             raise Forged("no message")
         return message
 

@@ -35,7 +35,7 @@ def judge(peer: Peer, source: str) -> str:
         outcome, content, _ = peer.receive()
         if outcome == "raised":
             raise peer.exception(content)
-        vars(module).update(_names(peer, content, _used(code)))
+        vars(module).update(_names(content, _used(code)))
         exec(code, vars(module))
     except SystemExit as end:  # the tests' own: unittest.main() ends so
         if end.code not in (None, 0):
@@ -53,19 +53,19 @@ def judge(peer: Peer, source: str) -> str:
     return peer.fault or "passed"
 
 
-def _names(peer: Peer, names: Any, used: set[str]) -> dict[str, Any]:
+def _names(names: Any, used: set[str]) -> dict[str, Any]:
     """The program's names that the tests see.
 
     Modules are imported here, not the program's. A program that defines what the tests ask for cannot also replace the
     built-in functions that they compare with; only where they use no other name of it, its ``sum`` is what they test.
     """
     defined = {name: (module, value) for name, module, value in names if not name.startswith("__")}  # no __builtins__
-    if any(not hasattr(builtins, name) for name in used & defined.keys()):
+    if any(module is None and name in used and not hasattr(builtins, name) for name, (module, _) in defined.items()):
         defined = {name: value for name, value in defined.items() if not hasattr(builtins, name)}
     found = {}
     for name, (module, value) in defined.items():
         if module is None:
-            found[name] = peer.decoded(value)
+            found[name] = value
         elif name in used:
             with suppress(ImportError):
                 found[name] = import_module(module)

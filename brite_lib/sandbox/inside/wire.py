@@ -1,40 +1,36 @@
-"""Plain values as JSON: what may cross between the program's sandbox and the tests'.
+"""Plain values as bytes: what may cross between the program's sandbox and the tests'.
 
-Only values of exactly these types cross as values, and the reader builds them itself, so that nothing of the sender's
-code, no class and no overridden ``__eq__``, comes with them. Pickle cannot promise that: its REDUCE and BUILD can alter
-the reader's classes even when the names that it may look up are restricted.
+Values of exactly these types cross as values, and the reader builds them itself, so that nothing of the sender's code, no
+class and no overridden ``__eq__``, comes with them. The bytes are a pickle in which the reader may look up only ``tuple``
+and ``Ellipsis``, two built-in objects that cannot be changed: there is nothing that REDUCE could call or BUILD could alter.
+What pickle has no opcodes for is a tuple ``(Ellipsis, name, content)``.
 """
 
+import io
+import pickle
 import sys
 from collections.abc import Callable
 from typing import Any
 
-ATOMS = {type(None), bool, int, float, str}
-CLASSES = {c.__name__: c for c in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, object, type(None))}
+Reference = tuple[str, Any]  # (mine, number), (yours, number) or (exception, its description)
 
-# type -> (to JSON or plain values, and back), by module and name: a module that nobody imported has no values here.
-_pairs = (lambda mapping: [list(item) for item in mapping.items()], lambda cls: lambda pairs: cls((key, value) for key, value in pairs))
+CLASSES = {c.__name__: c for c in (bool, int, float, complex, str, bytes, list, dict, set, frozenset, object, type(None))}
+
+# module -> class -> (to simpler values, the class's way back from them); a module that nobody imported has no values here.
+_pairs = (lambda value: list(value.items()), lambda cls: lambda pairs: cls(dict(pairs)))
 _text = (str, lambda cls: cls)
 _iso = (lambda value: value.isoformat(), lambda cls: cls.fromisoformat)
-CODES: dict[str, dict[str, tuple[Callable[[Any], Any], Callable[[type], Callable[[Any], Any]]]]] = {
+_item = (lambda value: value.item(), lambda cls: cls)
+CODES: dict[str, dict[str, tuple[Callable[[Any], Any], Callable[[Any], Callable[[Any], Any]]]]] = {
     "builtins": {
-        "tuple": (list, lambda cls: cls),
-        "set": (list, lambda cls: cls),
-        "frozenset": (list, lambda cls: cls),
-        "dict": _pairs,
-        "complex": (lambda value: [value.real, value.imag], lambda cls: lambda parts: cls(*parts)),
-        "bytes": (lambda value: value.decode("latin-1"), lambda cls: lambda text: text.encode("latin-1")),
-        "bytearray": (lambda value: value.decode("latin-1"), lambda cls: lambda text: cls(text.encode("latin-1"))),
-        "range": (lambda value: [value.start, value.stop, value.step], lambda cls: lambda parts: cls(*parts)),
+        "complex": (lambda value: (value.real, value.imag), lambda cls: lambda parts: cls(*parts)),
+        "range": (lambda value: (value.start, value.stop, value.step), lambda cls: lambda parts: cls(*parts)),
     },
     "collections": {
         "OrderedDict": _pairs,
-        "Counter": (_pairs[0], lambda cls: lambda pairs: cls(dict(pairs))),
-        "deque": (lambda value: [list(value), value.maxlen], lambda cls: lambda parts: cls(*parts)),
-        "defaultdict": (
-            lambda value: [value.default_factory, _pairs[0](value)],
-            lambda cls: lambda parts: cls(parts[0], dict(parts[1])),
-        ),
+        "Counter": _pairs,
+        "deque": (lambda value: (list(value), value.maxlen), lambda cls: lambda parts: cls(*parts)),
+        "defaultdict": (lambda value: (value.default_factory, dict(value)), lambda cls: lambda parts: cls(*parts)),
     },
     "decimal": {"Decimal": _text},
     "fractions": {"Fraction": _text},
@@ -42,58 +38,89 @@ CODES: dict[str, dict[str, tuple[Callable[[Any], Any], Callable[[type], Callable
         "datetime": _iso,
         "date": _iso,
         "time": _iso,
-        "timedelta": (lambda value: [value.days, value.seconds, value.microseconds], lambda cls: lambda parts: cls(*parts)),
+        "timedelta": (lambda value: (value.days, value.seconds, value.microseconds), lambda cls: lambda parts: cls(*parts)),
     },
     "numpy": {
         "ndarray": (
-            lambda value: [value.dtype.str, list(value.shape), value.ravel().tolist()],
+            lambda value: (value.dtype.str, value.shape, value.ravel().tolist()),
             lambda cls: lambda parts: sys.modules["numpy"].array(parts[2], dtype=parts[0]).reshape(parts[1]),
         ),
+        **dict.fromkeys(("bool", "bool_", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"), _item),
+        **dict.fromkeys(("float16", "float32", "float64", "complex64", "complex128", "str_"), _item),
     },
 }
-_scalars = "bool bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 str_"
-CODES["numpy"] |= {name: (lambda value: value.item(), lambda cls: cls) for name in _scalars.split()}
 
 
 class Malformed(ValueError):
-    """A message that this module's ``encode`` does not make."""
+    """Bytes that :func:`encode` does not make."""
 
 
-def encode(value: Any, reference: Callable[[Any], Any]) -> Any:
-    """A JSON value; what is no plain value becomes ``reference(value)``."""
-    kind = type(value)
-    if kind in ATOMS:
-        return value
-    if kind is list:
-        return value if all(type(item) in ATOMS for item in value) else [encode(item, reference) for item in value]
-    if kind is type and CLASSES.get(value.__name__) is value:
-        return {"class": value.__name__}
-    module = kind.__module__.partition(".")[0]
-    codes = CODES.get(module, {}).get(kind.__name__)
-    if codes and getattr(sys.modules.get(module), kind.__name__, None) is kind:
-        return {kind.__name__: encode(codes[0](value), reference), "of": module}
-    return {"reference": reference(value)}
+class _Writer(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, reference: Callable[[Any], Reference]):
+        super().__init__(file, protocol=5)
+        self.reference = reference
+
+    def reducer_override(self, value: Any) -> Any:  # called for all that has no opcode of its own
+        if value is tuple or value is Ellipsis:
+            return NotImplemented
+        return tuple, ((..., *self._described(value)),)
+
+    def _described(self, value: Any) -> Reference:
+        kind = type(value)
+        if kind is type and CLASSES.get(value.__name__) is value:
+            return "class", value.__name__
+        codes = CODES.get(kind.__module__, {}).get(kind.__name__)
+        if codes and getattr(sys.modules[kind.__module__], kind.__name__, None) is kind:
+            return f"{kind.__module__}.{kind.__name__}", codes[0](value)
+        return self.reference(value)
 
 
-def decode(message: Any, dereference: Callable[[Any], Any]) -> Any:
+class _Reader(pickle.Unpickler):
+    described = False  # whether anything but values with opcodes of their own may be in it
+
+    def find_class(self, module: str, name: str) -> Any:
+        self.described = True
+        if module != "builtins" or name not in ("tuple", "Ellipsis"):
+            raise Malformed(f"{module}.{name}")
+        return tuple if name == "tuple" else Ellipsis
+
+
+def encode(value: Any, reference: Callable[[Any], Reference]) -> bytes:
+    """Bytes of a value; what is no plain value becomes ``reference(value)``."""
+    file = io.BytesIO()
+    _Writer(file, reference).dump(value)
+    return file.getvalue()
+
+
+def decode(data: bytes, dereference: Callable[[str, Any], Any]) -> Any:
     """The value that :func:`encode` was given.
 
     Raises:
-        Malformed: for anything else.
+        Malformed: for any other bytes.
     """
-    if type(message) is list:
-        return list(message) if all(type(item) in ATOMS for item in message) else [decode(item, dereference) for item in message]
-    if type(message) is not dict:
-        return message
     try:
-        (name, content), *_ = message.items()
-        if name == "reference":
-            return dereference(content)
-        if name == "class":
-            return CLASSES[content]
-        build = CODES[message["of"]][name][1](getattr(__import__(message["of"]), name))
-        return build(decode(content, dereference))
+        reader = _Reader(io.BytesIO(data))
+        value = reader.load()
+        return _restored(value, dereference) if reader.described else value
     except Malformed:
         raise
     except Exception as error:
         raise Malformed(f"{type(error).__name__}: {error}") from None
+
+
+def _restored(value: Any, dereference: Callable[[str, Any], Any]) -> Any:
+    kind = type(value)
+    if kind is dict:
+        return {_restored(key, dereference): _restored(content, dereference) for key, content in value.items()}
+    if kind not in (list, tuple, set, frozenset):
+        return value
+    items = [_restored(item, dereference) for item in value]
+    if kind is list or not (kind is tuple and items and items[0] is Ellipsis):
+        return items if kind is list else kind(items)
+    _, name, content = items
+    if name in ("mine", "yours", "exception"):
+        return dereference(name, content)
+    if name == "class":
+        return CLASSES[content]
+    module, _, name = name.partition(".")
+    return CODES[module][name][1](getattr(__import__(module), name))(content)
