@@ -241,7 +241,7 @@ def test_bad_arguments_are_one_sentence():
 
 
 def test_without_isolation_it_refuses_unless_the_risk_is_understood(monkeypatch):
-    monkeypatch.setattr(isolation, "_failure", {"bubblewrap": "not installed", "namespaces": "unshare: Operation not permitted"}.get)
+    monkeypatch.setattr(isolation, "failure_of", {"bubblewrap": "not installed", "namespaces": "unshare: Operation not permitted"}.get)
     with pytest.raises(InputError) as refusal:
         run_tests(ADD, "assert add(1, 2) == 3")
     assert str(refusal.value) == (
@@ -257,16 +257,16 @@ def test_without_isolation_it_refuses_unless_the_risk_is_understood(monkeypatch)
 
 
 def test_what_does_not_isolate_is_found_out_by_trying(monkeypatch):
-    isolation._failure.cache_clear()
+    isolation.failure_of.cache_clear()
     monkeypatch.setattr(isolation.sys, "platform", "darwin")
     with pytest.raises(InputError, match=r"bubblewrap: not on darwin; namespaces: not on darwin"):
         isolation.best_way()
     monkeypatch.undo()
-    isolation._failure.cache_clear()
+    isolation.failure_of.cache_clear()
     monkeypatch.setattr(isolation, "command", lambda way, script, scratch: ["/bin/sh", "-c", f"echo first; echo {way} is off >&2; exit 3"])
     with pytest.raises(InputError, match=r"namespaces: namespaces is off"):
         isolation.best_way()
-    isolation._failure.cache_clear()
+    isolation.failure_of.cache_clear()
 
 
 def test_a_sandbox_that_breaks_is_no_verdict_on_the_program(monkeypatch):

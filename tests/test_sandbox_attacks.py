@@ -22,7 +22,7 @@ RIGHT = "\ndef add(a, b):\n    return a + b\n"
 WRONG = "\ndef add(a, b):\n    return 0\n"
 TESTS = "assert add(1, 2) == 3\nassert add(2, 2) == 4\n"
 # Both ways of isolation where this machine has them; where it has none, every attack must meet the refusal.
-WAYS = [way for way in ("bubblewrap", "namespaces") if isolation._failure(way) is None] or ["refusal"]
+WAYS = [way for way in isolation.WAYS if isolation.failure_of(way) is None] or ["refusal"]
 
 
 @pytest.fixture(params=WAYS)

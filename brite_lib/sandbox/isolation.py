@@ -1,7 +1,7 @@
 """How a process is shut off from the machine: by bubblewrap, by namespaces of its own, or, if the user insists, not at all."""
 
+import compileall
 import functools
-import json
 import os
 import shutil
 import subprocess
@@ -14,6 +14,7 @@ from brite_lib.errors import InputError
 from brite_lib.sandbox.inside.confine import FILE_BYTES
 
 Way = Literal["bubblewrap", "namespaces", "none"]
+WAYS: tuple[Way, ...] = ("bubblewrap", "namespaces")  # best first
 
 INSIDE = Path(__file__).parent / "inside"
 SCRATCH = "/scratch"
@@ -28,8 +29,8 @@ def best_way(i_understand_the_risk: bool = False) -> Way:
         InputError: it offers nothing, and the user has not accepted that.
     """
     failures = {}
-    for way in ("bubblewrap", "namespaces"):
-        failure = _failure(way)
+    for way in WAYS:
+        failure = failure_of(way)
         if failure is None:
             return way
         failures[way] = failure
@@ -48,8 +49,8 @@ def command(way: Way, script: str, scratch: str) -> list[str]:
         return [sys.executable, *PYTHON_FLAGS, str(INSIDE / script)]
     inner = ["/python/bin/python3", *PYTHON_FLAGS, f"/inside/{script}"]
     if way == "namespaces":
-        settings = {"binds": _binds(), "scratch": SCRATCH, "scratch_bytes": FILE_BYTES}
-        return [sys.executable, *PYTHON_FLAGS, str(INSIDE / "enter.py"), json.dumps(settings), *inner]
+        paths = [part for bind in _binds() for part in bind]
+        return [sys.executable, *PYTHON_FLAGS, str(INSIDE / "enter.py"), SCRATCH, str(FILE_BYTES), *paths, "--", *inner]
     binds = [part for source, target in _binds() for part in ("--dev-bind" if target.startswith("/dev/") else "--ro-bind", source, target)]
     options = ["--unshare-all", "--cap-drop", "ALL", "--die-with-parent"]
     files = [*binds, "--size", str(FILE_BYTES), "--tmpfs", SCRATCH, "--remount-ro", "/", "--chdir", SCRATCH]
@@ -85,12 +86,13 @@ def _binds() -> list[tuple[str, str]]:
 
 
 @functools.cache
-def _failure(way: Way) -> str | None:
+def failure_of(way: Way) -> str | None:
     """Why isolation does not work here, None if it does."""
     if sys.platform != "linux":
         return f"not on {sys.platform}"
     if way == "bubblewrap" and shutil.which("bwrap") is None:
         return "not installed"
+    compileall.compile_dir(INSIDE, quiet=2)  # once, where they may be written; without, every program waits for it
     try:
         argv = command(way, "confine.py", "")
         done = subprocess.run(argv, env=environment(way, ""), stdin=subprocess.DEVNULL, capture_output=True, timeout=60)

@@ -38,7 +38,9 @@ def prepare(seconds: float, i_understand_the_risk: bool) -> None:
 def extract_program(text: str) -> str | None:
     """The last block fenced as Python, else the last one without a language, else the whole text; None if that is blank."""
     blocks = [(language.lower(), code) for language, code in FENCED.findall(text)]
-    ours = [code for language, code in blocks if language in ("python", "py", "python3")] or [code for language, code in blocks if not language]
+    ours = [code for language, code in blocks if language in ("python", "py", "python3")] or [
+        code for language, code in blocks if not language
+    ]
     program = ours[-1] if ours else text
     return program if program.strip() else None
 

@@ -1,7 +1,7 @@
 """``run_tests``: starts the two sandboxes of a program and its tests, waits, and kills them."""
 
-import json
 import os
+import pickle
 import selectors
 import signal
 import socket
@@ -89,7 +89,7 @@ def _start(
     way: Way, script: str, job: dict[str, object], descriptors: list[int], outputs: tuple[IO[bytes], IO[bytes]], scratch: str
 ) -> subprocess.Popen[bytes]:
     with tempfile.TemporaryFile() as stdin:
-        stdin.write(json.dumps(job).encode())
+        stdin.write(pickle.dumps(job))
         stdin.seek(0)
         return subprocess.Popen(
             command(way, script, scratch),

@@ -1,10 +1,10 @@
 """Enters namespaces of its own and runs a command there: what bubblewrap does, for machines that lack it.
 
-``enter.py '<json of binds, scratch and its size>' command…``. Needs Linux 5.12 (mount_setattr) and user namespaces.
+``enter.py scratch bytes source target source target … -- command …``; sources become read-only targets. Needs Linux 5.12
+(mount_setattr) and user namespaces.
 """
 
 import ctypes
-import json
 import os
 import signal
 import sys
@@ -69,16 +69,17 @@ def enter(binds: list[tuple[str, str]], scratch: str, scratch_bytes: int) -> Non
 
 def main() -> None:
     """Never returns."""
-    settings, command = json.loads(sys.argv[1]), sys.argv[2:]
+    end = sys.argv.index("--")
+    (scratch, size, *paths), command = sys.argv[1:end], sys.argv[end + 1 :]
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    enter(**settings)
+    enter(list(zip(paths[::2], paths[1::2], strict=True)), scratch, int(size))
     for _ in range(2):  # the first process of the namespace is an init that ends all others with itself
         child = os.fork()
         if child:
             os.closerange(3, 256)
             sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) and 1)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.chdir(settings["scratch"])
+    os.chdir(scratch)
     os.execv(command[0], command)
 
 

@@ -1,14 +1,19 @@
 """The program's process: runs the untrusted program, then does what the tests' process asks of it."""
 
+from __future__ import annotations
+
 import os
 import sys
 import types
-from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from confine import begin
 from remote import Ended, Forged, Peer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def main() -> None:

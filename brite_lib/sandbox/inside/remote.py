@@ -5,15 +5,22 @@ The tests run in one sandbox and the program in another. Plain values cross as c
 object of the program and plain data is never the program's own (an object that claims to equal everything does not).
 """
 
+from __future__ import annotations
+
 import builtins
 import operator
 import os
 import struct
-import threading
-from collections.abc import Callable
-from typing import Any
+from _thread import RLock
 
-from wire import Malformed, Reference, decode, encode
+from wire import Malformed, decode, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from wire import Reference
 
 LARGEST_MESSAGE = 2**30
 PLAIN_BASES = (int, float, complex, str, bytes, tuple, list, dict, set, frozenset)
@@ -56,7 +63,7 @@ class Remote:
 
     __slots__ = ("_remote_number", "_remote_peer")
 
-    def __init__(self, peer: "Peer", number: int):
+    def __init__(self, peer: Peer, number: int):
         object.__setattr__(self, "_remote_peer", peer)
         object.__setattr__(self, "_remote_number", number)
 
@@ -111,7 +118,7 @@ class Peer:
         self.objects: list[Any] = []
         self.numbers: dict[int, int] = {}
         self.exceptions: dict[int, type[Exception]] = {}  # local stand-ins of the other's exception classes, by its number
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self.fault = ""  # exited or forged, once that happened: no "except:" of the tests can hide it
 
     def request(self, operation: str, target: Remote, /, *args: Any, **kwargs: Any) -> Any:

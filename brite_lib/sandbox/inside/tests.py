@@ -1,17 +1,20 @@
 """The tests' process: runs the tests on what the program defined, and alone reports how they went."""
 
+from __future__ import annotations
+
 import builtins
 import os
 import sys
 import types
-from contextlib import suppress
-from importlib import import_module
-from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from confine import begin
 from remote import Ended, Forged, Peer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def main() -> None:
@@ -47,8 +50,7 @@ def judge(peer: Peer, source: str) -> str:
     except MemoryError:
         return "memory"
     except BaseException as error:
-        with suppress(OSError):  # the program's process shares the pipe, and may have made it non-blocking
-            sys.__excepthook__(type(error), error.with_traceback(error.__traceback__.tb_next), None)
+        sys.__excepthook__(type(error), error.with_traceback(error.__traceback__.tb_next), None)
         return "failed"
     return peer.fault or "passed"
 
@@ -67,8 +69,11 @@ def _names(names: Any, used: set[str]) -> dict[str, Any]:
         if module is None:
             found[name] = value
         elif name in used:
-            with suppress(ImportError):
-                found[name] = import_module(module)
+            try:
+                __import__(module)
+            except ImportError:
+                continue
+            found[name] = sys.modules[module]
     return found
 
 
