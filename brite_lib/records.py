@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from brite_lib import costs
+from brite_lib import costs, sandbox
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text, sha256_of
 from brite_lib.params import PROJECT_ROOT, StageParams, resolve_path
@@ -58,7 +58,7 @@ class Stage:
             params: the stage's parameters.
 
         Raises:
-            InputError: if they ask for vLLM and it is not installed.
+            InputError: if they ask for vLLM and it is not installed, or for programs to be judged and nothing isolates those here.
         """
         if os.environ.get("BRITE_BATCH"):
             from brite_lib.lifeline import die_with_ancestors
@@ -66,6 +66,8 @@ class Stage:
             die_with_ancestors()
         if getattr(params, "engine", "hf") == "vllm":
             check_installed()
+        if getattr(params, "answer_kind", "") == "code" and params.kind != "theta_sft":  # which judges nothing
+            sandbox.prepare(params.program_seconds, params.i_understand_the_risk)
         stage = cls(params.stage or name, params, PROJECT_ROOT / Path(params.output_dir).expanduser())
         stage.dir.mkdir(parents=True, exist_ok=True)
         stage.path("stage.json").unlink(missing_ok=True)

@@ -5,9 +5,10 @@ import random
 import pytest
 
 from brite_lib.errors import InputError
-from brite_lib.params import PROJECT_ROOT
+from brite_lib.params import PROJECT_ROOT, EvalParams, ThetaParams
 from brite_lib.problems import load_problems
-from brite_lib.sandbox import Verdict, extract_program, judge_programs, prepare, programs, whole_program
+from brite_lib.records import Stage
+from brite_lib.sandbox import Verdict, extract_program, isolation, judge_programs, programs, whole_program
 
 DATA = PROJECT_ROOT.parent / "shared" / "data"
 # On all the inputs of the + sets.
@@ -89,9 +90,12 @@ def test_what_could_not_be_judged_is_none(monkeypatch):
     assert judge_programs([("a", "t"), ("b", "t")]) == {("a", "t"): False, ("b", "t"): None}
 
 
-def test_a_stage_sets_how_programs_are_judged_and_is_refused_at_once(monkeypatch):
-    prepare(seconds=0.5, i_understand_the_risk=True)
-    assert judge_programs([("import time\ntime.sleep(5)", "assert True")]) == {("import time\ntime.sleep(5)", "assert True"): False}
-    monkeypatch.setattr("brite_lib.sandbox.isolation.failure_of", lambda way: "not installed")
+def test_a_stage_that_judges_programs_sets_how_or_is_refused_before_a_model_loads(monkeypatch, tmp_path):
+    settings = {"answer_kind": "code", "program_seconds": 0.5, "output_dir": str(tmp_path)}
+    Stage.start("evaluation", EvalParams(**settings, i_understand_the_risk=True))
+    sleepy = ("import time\ntime.sleep(5)", "assert True")
+    assert judge_programs([sleepy]) == {sleepy: False}
+    monkeypatch.setattr(isolation, "failure_of", lambda way: "not installed")
     with pytest.raises(InputError, match="cannot isolate generated programs"):
-        prepare(seconds=1.0, i_understand_the_risk=False)
+        Stage.start("evaluation", EvalParams(**settings))
+    Stage.start("theta_sft", ThetaParams(**settings))

@@ -70,6 +70,8 @@ class ModelStageParams(StageParams):
     answer_kind: Literal["auto", "exact", "number", "math", "choice", "code"] = Field(
         "auto", description="how answers are compared; auto: as the benchmark wants it, exact on the toy task, math for other data"
     )
+    program_seconds: PositiveFloat = Field(10.0, description="answer_kind code: time for one program and its tests")
+    i_understand_the_risk: bool = Field(False, description="answer_kind code: run programs with your rights where nothing isolates them")
     max_rationale_tokens: PositiveInt = Field(32, description="longest rationale z, boundary included; longer ones are unfinished")
     max_answer_tokens: PositiveInt = Field(8, description="longest answer y, end token included")
     batch_size: PositiveInt = Field(512, description="sequences per forward pass without gradients, and per call of generate")
