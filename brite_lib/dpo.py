@@ -18,7 +18,7 @@ from brite_lib import costs
 from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text
-from brite_lib.models import attach_lora, load_tokenizer
+from brite_lib.models import attach_lora, check_vocabulary
 from brite_lib.params import DpoParams
 from brite_lib.rollouts import generate, open_sampler, sample_seed
 from brite_lib.sft import TrainerLog, plain_forward, trainer_settings
@@ -42,8 +42,8 @@ def draw_pairs(
     """
     table, report_path = Path(directory) / "pairs.parquet", Path(directory) / "pairs.json"
     if not table.is_file():
-        if params.sampler and load_tokenizer(params.sampler).get_vocab() != template.tokenizer.get_vocab():
-            raise InputError(f"sampler: {params.sampler} has another vocabulary than {params.model}, so its samples would mean other texts")
+        if params.sampler:
+            check_vocabulary("sampler", params.sampler, template, params.model)
         before = costs.spent()
         seed = sample_seed(params.seed, "dpo", params.round)
         options = {**params.generation, "seed": seed, "source": params.stage}

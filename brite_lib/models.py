@@ -150,6 +150,16 @@ def load_template(model: str | Path, template: str | dict[str, Any] = "auto") ->
     return RationaleTemplate.load(load_tokenizer(model), template, model)
 
 
+def check_vocabulary(parameter: str, name_or_path: str | Path, template: RationaleTemplate, model: str) -> None:
+    """Refuse a model that is to read or write token ids together with another one, if their tokens differ.
+
+    Raises:
+        InputError: one sentence naming the parameter.
+    """
+    if load_tokenizer(name_or_path).get_vocab() != template.tokenizer.get_vocab():
+        raise InputError(f"{parameter}: {name_or_path} has another vocabulary than {model}, so the same token ids would mean other texts")
+
+
 def save_policy(model: nn.Module, template: RationaleTemplate, directory: str | Path) -> Path:
     """Write a complete model directory (weights, tokenizer, template) and return it.
 

@@ -28,16 +28,16 @@ class Step:
 
 
 def steps_of(method: str, experiment: Experiment) -> list[Step]:
-    """The steps that make a method's models, each after the steps it reads; none for the base model."""
+    """The steps that make a method's models, each after the steps it reads; none for the base models."""
     if method in HUMAN_STYLES:
         return [Step(method, "theta", {"rationales": "human", "style": HUMAN_STYLES[method]})]
     return MAKERS[method](experiment) if method in MAKERS else []
 
 
 def evaluated(method: str, experiment: Experiment) -> list[str]:
-    """The steps whose models are rows of the result table for a method; the base model is its own."""
-    if method == "base":
-        return ["base"]
+    """The steps whose models are rows of the result table for a method; the base models are their own."""
+    if method in ("base", "student"):
+        return [method]
     steps = [step for step in steps_of(method, experiment) if not step.answers_itself]
     return [step.name for step in steps if step.name == method or step.name.startswith(f"{method}_round")]
 
@@ -73,6 +73,17 @@ def _dpo(name: str, with_posterior: bool) -> Callable[[Experiment], list[Step]]:
             found.append(Step(learner, "dpo", {**model, **sampler, "round": t}))
             model = {"model": f"@{learner}/model"}
         return found
+
+    return steps
+
+
+def _distil(method: str) -> Callable[[Experiment], list[Step]]:
+    """The student's θ-update on what a method's last one learns from."""
+
+    def steps(experiment: Experiment) -> list[Step]:
+        *sources, last = steps_of(method, experiment)
+        learned = {name: last.fields[name] for name in ("rationales", "style") if name in last.fields}
+        return [*sources, Step(f"distil_{method}", "theta", {**learned, "model": experiment.student, "retokenise": True})]
 
     return steps
 
@@ -118,5 +129,6 @@ MAKERS: dict[str, Callable[[Experiment], list[Step]]] = {
     "iterative_dpo": _dpo("iterative_dpo", with_posterior=False),
     "brite_dpo": _dpo("brite_dpo", with_posterior=True),
     **{name: _in_place(name) for name in IN_PLACE},
+    **{f"distil_{method}": _distil(method) for method in ("sft", "rs", "brite")},
     "drr": lambda experiment: [Step("drr", "drr", {"method": "drr"}, answers_itself=True)],
 }

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
 from brite_lib.files import atomic_path
-from brite_lib.params import METHODS, method_order
+from brite_lib.params import METHODS, STUDENT_METHODS, method_order
 from brite_lib.problems.toy import STYLES, style_of
 from brite_lib.records import read_metrics
 
@@ -51,11 +51,12 @@ def styled() -> Iterator[None]:
 
 
 def colour_of(method: str) -> Any:
-    """The colour of a method in every picture; grey for the base model, black for a method without one."""
+    """The colour of a method in every picture, also of what a student learned from it; grey for base models, black for others."""
     main = [PALETTE[i] for i in (9, 9, 6, 1, 2, 4, 0)]
     others = [PALETTE[i] for i in (8, 3, 5)] + sns.color_palette("dark")[:7]
-    colours = {"base": GREY, **dict(zip(METHODS[1:], main + others, strict=True))}
-    return colours.get(method.partition("_round")[0], "black")
+    own = [name for name in METHODS[1:] if name not in STUDENT_METHODS]
+    colours = {"base": GREY, "student": GREY, **dict(zip(own, main + others, strict=True))}
+    return colours.get(method.partition("_round")[0].removeprefix("distil_"), "black")
 
 
 @styled()

@@ -45,6 +45,10 @@ METHOD_NOTES = {
     "grpo": "θ trained on a verifier's rewards, standardised in groups (GRPO, RLVR)",
     "rloo": "θ trained on a verifier's rewards, leave-one-out baseline (RLOO)",
     "verifree": "θ trained on P(y*|x,z) itself (VeriFree)",
+    "student": "another base model before any training",
+    "distil_sft": "the student trained on the human rationales",
+    "distil_rs": "the student trained on what rs learns from",
+    "distil_brite": "the student trained on rationales of Qψ",
     "drr": "θ as it is, asked again while a discriminator rejects (DRR); more tokens per answer than the others",
 }
 DIFFERENCES = (
@@ -55,6 +59,8 @@ DIFFERENCES = (
     ("brite", "star", "against STaR"),
     ("brite", "rest_em", "against ReST-EM"),
     ("brite_round2", "brite", "the second EM round"),
+    ("distil_brite", "distil_rs", "for a student"),
+    ("distil_brite", "distil_sft", "for a student, against human rationales"),
     ("brite_dpo", "iterative_dpo", "pairs from Qψ instead of θ"),
     ("brite", "latro", "against LaTRO"),
     ("brite", "grpo", "against GRPO"),

@@ -20,23 +20,31 @@ from brite_lib.template import RationaleTemplate
 
 
 def training_rows(
-    rows: Sequence[dict[str, Any]], template: RationaleTemplate, correct_only: bool = False, reward_weighted: bool = False
+    rows: Sequence[dict[str, Any]],
+    template: RationaleTemplate,
+    correct_only: bool = False,
+    reward_weighted: bool = False,
+    retokenise: bool = False,
 ) -> Dataset:
     """Sequences x·z·y* with labels on z and y* only (``input_ids``, ``labels``).
 
     Sampled rationales keep their token ids; written ones are tokenised once. Unfinished rationales are left out,
     and so are wrongly answered ones if ``correct_only``. With ``reward_weighted`` (ReST-EM, paper.md eq. 3.8) the answer is the
-    sampled y, right or wrong, and ``weight`` is exp(reward), divided by the highest.
+    sampled y, right or wrong, and ``weight`` is exp(reward), divided by the highest. With ``retokenise`` only the texts count: the
+    ids are of another model's tokenizer (distillation).
 
     Raises:
-        InputError: if a row to be weighted has no reward.
+        InputError: one sentence naming the row (counted from 1), if one to be weighted has no reward, if ids say something else
+            than their text, or if the tokenizer cannot write a text.
     """
     sequences, rewards = [], []
     for number, row in enumerate(rows, start=1):
         if row.get("finished") is False or (correct_only and row.get("correct") is not True):
             continue
-        prompt = row.get("prompt_ids") or template.prompt_ids(row["question"])
-        rationale = row.get("rationale_ids") or template.rationale_ids(row["rationale"])
+        sampled = {} if retokenise else row
+        where = f"rationales: row {number}"
+        prompt = _sampled_or_written(sampled.get("prompt_ids"), row["question"], template.prompt_ids, template, where)
+        rationale = _sampled_or_written(sampled.get("rationale_ids"), row["rationale"], template.rationale_ids, template, where)
         if reward_weighted and (row.get("reward") is None or not row.get("answer_ids")):
             raise InputError(f"rationales: row {number} has no reward or no sampled answer, which reward_weighted needs; set it to false")
         completion = [*rationale, *(row["answer_ids"] if reward_weighted else template.answer_ids(row["gold"]))]
@@ -46,6 +54,27 @@ def training_rows(
         highest = max(rewards, default=0.0)
         sequences = [{**ids, "weight": math.exp(reward - highest)} for ids, reward in zip(sequences, rewards, strict=True)]
     return Dataset.from_list(sequences)
+
+
+def _sampled_or_written(
+    ids: list[int] | None, text: str, write: Callable[[str], list[int]], template: RationaleTemplate, where: str
+) -> list[int]:
+    """The sampled ids, after a look at whether they say their text in this tokenizer at all; without any, those of the text.
+
+    Spaces don't count, as a text may have been trimmed; and a tokenizer that normalises what it reads may say it its own way.
+    """
+    if not ids:
+        ids = write(text)
+        if template.tokenizer.unk_token_id in ids:
+            raise InputError(f"{where}: the model's tokenizer has no tokens for {text[:80]!r}; it would read {template.decode(ids)[:80]!r}")
+        return ids
+    said, meant = "".join(template.decode(ids).split()), "".join(text.split())
+    if meant not in said and said != "".join(template.decode(write(text)).split()):
+        raise InputError(
+            f"{where}: its token ids say {template.decode(ids)[:80]!r} in the model's tokenizer, not {text[:80]!r}; "
+            "if a model with another tokenizer sampled it, set retokenise: true"
+        )
+    return ids
 
 
 def human_rows(problems: Sequence[dict[str, Any]], where: str) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 from brite_lib.errors import InputError
 from brite_lib.params import (
     PROJECT_ROOT,
+    STUDENT_METHODS,
     DpoParams,
     DrrParams,
     EvalParams,
@@ -77,6 +78,7 @@ OWNED = {
     "strategy": "methods",
     "reward_weighted": "methods",
     "sampler": "methods",
+    "retokenise": "methods",
 }
 
 
@@ -101,6 +103,8 @@ def plan(experiment: Experiment, where: str = "") -> list[StageSpec]:
     """
     _check_sections(experiment, where)
     model, model_files = _local_model(experiment.model, _join(where, "model")) if experiment.tasks else ("", ())
+    if experiment.student:
+        experiment = experiment.model_copy(update={"student": _local_model(experiment.student, _join(where, "student"))[0]})
     stages: list[StageSpec] = []
     for task in experiment.tasks:
         place = _join(where, f"tasks: {task.name}")
@@ -149,16 +153,20 @@ def _task_stages(
 
     train = {"model": model, "data": task.data, "split": task.train_split, "limit": task.train_limit}
     answered = {"test_data": task.test_data, "test_split": task.test_split, "test_limit": task.test_limit, "benchmark": task.name}
+    student_files = _local_model(experiment.student, "")[1] if experiment.student else ()
     steps = {step.name: step for method in experiment.methods for step in steps_of(method, experiment)}
     for step in steps.values():
         fields = train | step.fields | (answered if step.answers_itself else {})
         style = fields.pop("style", "")
         files = tuple(dict.fromkeys(train_files + test_files)) if step.answers_itself else train_files
+        files += student_files if step.name in STUDENT_METHODS else ()
         add(step.name, step.section, files, fields | ({"data": f"{task.data}:{style}"} if style else {}), step.defaults)
     test = {"data": task.test_data, "split": task.test_split, "limit": task.test_limit, "reference_model": model, "benchmark": task.name}
     for name in dict.fromkeys(name for method in experiment.methods for name in evaluated(method, experiment)):
-        made_by = model if name == "base" else f"@{name}/model"
-        add(f"eval_{name}", "evaluation", test_files, {**test, "method": name, "model": made_by})
+        fields = {**test, "method": name, "model": {"base": model, "student": experiment.student}.get(name, f"@{name}/model")}
+        if name in STUDENT_METHODS:  # θ may not know its tokens
+            fields["reference_model"] = experiment.student
+        add(f"eval_{name}", "evaluation", test_files + (student_files if name in STUDENT_METHODS else ()), fields)
     return stages
 
 

@@ -21,7 +21,7 @@ def rows():
     return [
         {**sampled, "finished": True, "correct": True},
         {**sampled, "finished": False, "correct": False, "rationale_ids": [0, 0, 0]},
-        {**sampled, "finished": True, "correct": False, "rationale_ids": [1, 2]},
+        {**sampled, "finished": True, "correct": False, "rationale": "b", "rationale_ids": [1, 2]},
     ]
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from brite_lib.errors import InputError
-from brite_lib.params import METHODS, PROJECT_ROOT, EvalParams, Experiment, ThetaParams
+from brite_lib.params import METHODS, PROJECT_ROOT, STUDENT_METHODS, EvalParams, Experiment, ThetaParams
 from brite_lib.stages import is_path, plan, run_directory
 
 
 def make(**changes: object) -> Experiment:
-    values = {"name": "x", "model": "org/model", "tasks": [{"name": "toy", "data": "toy:easy"}], "methods": list(METHODS)}
+    models = {"model": "org/model", "student": "org/student"}
+    values = {"name": "x", **models, "tasks": [{"name": "toy", "data": "toy:easy"}], "methods": list(METHODS)}
     return Experiment.parse(values | changes)
 
 
@@ -21,7 +22,7 @@ def by_name(experiment: Experiment) -> dict:
 def test_every_method_of_one_task():
     stages = by_name(make(seeds=[3], dpo_iterations=1))
     evaluations = {f"seed3/eval_{method}" for method in METHODS if method != "drr"}
-    learners = {f"seed3/{method}" for method in METHODS if method != "base"}
+    learners = {f"seed3/{method}" for method in METHODS if method not in ("base", "student")}
     sources = {f"seed3/{method}_sampling" for method in ("rs", "posterior", "raft", "star", "rest_em")} | {"seed3/brite_dpo_psi_round1"}
     assert set(stages) == evaluations | learners | sources
     for spec in stages.values():
@@ -62,9 +63,11 @@ def test_what_each_evaluation_loads():
         spec = stages[f"seed0/eval_{method}"]
         params = spec.params
         assert isinstance(params, EvalParams)
-        assert params.model == ("org/model" if method == "base" else f"outputs/x/seed0/{method}/model")
-        assert spec.inputs == (() if method == "base" else (f"seed0/{method}",))
-        assert (params.method, params.benchmark, params.reference_model) == (method, "t", "org/model")
+        untrained = {"base": "org/model", "student": "org/student"}
+        scorer = "org/student" if method in STUDENT_METHODS else "org/model"
+        assert params.model == untrained.get(method, f"outputs/x/seed0/{method}/model")
+        assert spec.inputs == (() if method in untrained else (f"seed0/{method}",))
+        assert (params.method, params.benchmark, params.reference_model) == (method, "t", scorer)
         assert (params.data, params.split, params.limit) == ("toy:hard", "validation", 7)
 
 

@@ -8,7 +8,7 @@ notebook use the same names. Symbols: ψ is the posterior Q(z|x), θ the languag
 from brite_lib.params.base import PROJECT_ROOT, Strict, is_path, is_toy, resolve_path, suggestion
 from brite_lib.params.dpo import DpoParams
 from brite_lib.params.drr import DrrParams
-from brite_lib.params.experiment import METHODS, Experiment, TaskParams, load_experiment, method_order
+from brite_lib.params.experiment import METHODS, STUDENT_METHODS, Experiment, TaskParams, load_experiment, method_order
 from brite_lib.params.latro import SPECIAL_CASES, LatroParams, SpecialCase
 from brite_lib.params.sources_and_learners import PsiParams, RejectionParams, ThetaParams
 from brite_lib.params.stage import (
@@ -29,6 +29,7 @@ __all__ = [
     "METHODS",
     "PROJECT_ROOT",
     "SPECIAL_CASES",
+    "STUDENT_METHODS",
     "DpoParams",
     "DrrParams",
     "EngineStageParams",

@@ -8,10 +8,12 @@ from pydantic import Field, model_validator
 from brite_lib.errors import InputError
 from brite_lib.params.base import NonNegativeInt, PositiveInt, Strict, suggestion
 
+STUDENT_METHODS = ("student", "distil_sft", "distil_rs", "distil_brite")  # of the experiment's other base model
 METHODS = (
     *("base", "sft", "sft_careless", "sft_careful"),
     *("rs", "posterior", "brite_psi", "brite"),
     *("raft", "star", "rest_em", "iterative_dpo", "brite_dpo", "latro", "grpo", "rloo", "verifree", "drr"),
+    *STUDENT_METHODS,
 )
 
 
@@ -40,6 +42,7 @@ class Experiment(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="outputs/<name>")
     title: str = ""
     model: str = "assets/tiny-base"
+    student: str = Field("", description="another base model, for distil_*: it learns from the rationales that `model` made")
     template: str | dict[str, Any] = "auto"
     tasks: list[TaskParams] = Field([], description="benchmarks")
     seeds: list[NonNegativeInt] = Field([0], min_length=1)
@@ -73,6 +76,8 @@ class Experiment(Strict):
         for method in self.methods:
             if method not in METHODS:
                 raise ValueError(f"methods: {method!r} is unknown{suggestion(method, METHODS)}")
+            if method in STUDENT_METHODS and not self.student:
+                raise ValueError(f"student: method {method} needs another base model to train, a directory or hub name")
         for field in ("methods", "seeds"):
             if len(set(getattr(self, field))) != len(getattr(self, field)):
                 raise ValueError(f"{field}: a value is listed twice")

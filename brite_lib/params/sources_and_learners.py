@@ -117,6 +117,9 @@ class ThetaParams(ModelStageParams):
     rationales: str = Field("human", description="a rationales.parquet, or 'human' for the data's own rationales")
     correct_only: bool = Field(False, description="leave out rationales whose sampled answer was judged wrong")
     reward_weighted: bool = Field(False, description="ReST-EM: weight a rationale by exp(reward), and train on its sampled y instead of y*")
+    retokenise: bool = Field(
+        False, description="tokenise the rationales' texts anew: they are of a model with another tokenizer (distillation)"
+    )
     epochs: PositiveFloat = Field(4, description="passes over the rationales")
     train_batch_size: PositiveInt = Field(32, description="sequences per optimiser step")
     micro_batch_size: PositiveInt = Field(32, description="sequences per forward-backward pass")
@@ -129,3 +132,9 @@ class ThetaParams(ModelStageParams):
     save_steps: PositiveInt = Field(50, description="checkpoint every so many optimiser steps")
     monitor_problems: NonNegativeInt = Field(0, description="held-out problems of the EM monitor; 0: no monitor")
     monitor_samples: Annotated[int, Field(ge=2)] = Field(64, description="K of the EM monitor, rationales per held-out problem")
+
+    @model_validator(mode="after")
+    def _own_answers(self) -> Self:
+        if self.retokenise and self.reward_weighted:
+            raise ValueError("retokenise trains on y*, reward_weighted on the tokens of the sampled y: set one of them to false")
+        return self

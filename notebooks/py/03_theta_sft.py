@@ -40,6 +40,7 @@ threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 rationales: str = "human"  # a rationales.parquet, or human for the data's own rationales
 correct_only: bool = False  # leave out rationales whose sampled answer was judged wrong
 reward_weighted: bool = False  # ReST-EM: weight by exp(reward), and train on the sampled y instead of y*
+retokenise: bool = False  # tokenise the rationales' texts anew: they are of a model with another tokenizer (distillation)
 epochs: float = 4  # passes over the rationales
 train_batch_size: int = 32  # sequences per optimiser step
 micro_batch_size: int = 32  # sequences per forward-backward pass
@@ -82,10 +83,11 @@ model = load_policy(params.model, device=params.device, dtype=params.dtype)
 # %% [markdown]
 # ## What it learns from
 #
-# Sampled rationales keep the very tokens that were sampled; human ones are tokenised once. Unfinished ones are left out.
+# Sampled rationales keep the very tokens that were sampled; human ones, and those of a model with another tokenizer
+# (`retokenise`), are tokenised once. Unfinished ones are left out.
 
 # %%
-dataset = training_rows(rows, template, params.correct_only, params.reward_weighted)
+dataset = training_rows(rows, template, params.correct_only, params.reward_weighted, params.retokenise)
 print(f"{len(dataset)} of {len(rows)} rationales are trained on")
 pd.DataFrame(rows)[["question", "rationale", "gold"]].head(5) if rows else "no rationales"
 

@@ -59,7 +59,7 @@ import pandas as pd
 
 from brite_lib import plots, quality
 from brite_lib.evaluation import evaluate, style_counts, summary
-from brite_lib.models import load_policy, load_template
+from brite_lib.models import check_vocabulary, load_policy, load_template
 from brite_lib.problems import load_problems
 from brite_lib.records import Stage
 from brite_lib.rollouts import open_sampler
@@ -71,6 +71,8 @@ stage.add_model(params.model)
 problems = load_problems(params.data, params.split, params.limit)
 template = load_template(params.model, params.template)
 model = load_policy(params.model, device=params.device, dtype=params.dtype)
+if params.reference_model:
+    check_vocabulary("reference_model", params.reference_model, template, params.model)
 same = params.reference_model in ("", params.model)
 reference = model if same else load_policy(params.reference_model, device=params.device, dtype=params.dtype)
 
