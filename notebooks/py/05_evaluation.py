@@ -70,9 +70,9 @@ stage = Stage.start("evaluation", params)
 stage.add_model(params.model)
 problems = load_problems(params.data, params.split, params.limit)
 template = load_template(params.model, params.template)
-model = load_policy(params.model, device=params.device, dtype=params.dtype)
 if params.reference_model:
     check_vocabulary("reference_model", params.reference_model, template, params.model)
+model = load_policy(params.model, device=params.device, dtype=params.dtype)
 same = params.reference_model in ("", params.model)
 reference = model if same else load_policy(params.reference_model, device=params.device, dtype=params.dtype)
 
