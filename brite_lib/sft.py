@@ -18,20 +18,17 @@ from brite_lib.models import attach_lora
 from brite_lib.params import DpoParams, ThetaParams
 from brite_lib.template import RationaleTemplate
 
+OF_THE_SAMPLER = ("prompt_ids", "rationale_ids", "answer_ids", "tokens", "logp_theta", "logp_psi", "logp_answer", "advantage", "value")
+
 
 def training_rows(
-    rows: Sequence[dict[str, Any]],
-    template: RationaleTemplate,
-    correct_only: bool = False,
-    reward_weighted: bool = False,
-    retokenise: bool = False,
+    rows: Sequence[dict[str, Any]], template: RationaleTemplate, correct_only: bool = False, reward_weighted: bool = False
 ) -> Dataset:
     """Sequences x·z·y* with labels on z and y* only (``input_ids``, ``labels``).
 
     Sampled rationales keep their token ids; written ones are tokenised once. Unfinished rationales are left out,
     and so are wrongly answered ones if ``correct_only``. With ``reward_weighted`` (ReST-EM, paper.md eq. 3.8) the answer is the
-    sampled y, right or wrong, and ``weight`` is exp(reward), divided by the highest. With ``retokenise`` only the texts count: the
-    ids are of another model's tokenizer (distillation).
+    sampled y, right or wrong, and ``weight`` is exp(reward), divided by the highest.
 
     Raises:
         InputError: one sentence naming the row (counted from 1), if one to be weighted has no reward, if ids say something else
@@ -41,10 +38,9 @@ def training_rows(
     for number, row in enumerate(rows, start=1):
         if row.get("finished") is False or (correct_only and row.get("correct") is not True):
             continue
-        sampled = {} if retokenise else row
         where = f"rationales: row {number}"
-        prompt = _sampled_or_written(sampled.get("prompt_ids"), row["question"], template.prompt_ids, template, where)
-        rationale = _sampled_or_written(sampled.get("rationale_ids"), row["rationale"], template.rationale_ids, template, where)
+        prompt = _sampled_or_written(row.get("prompt_ids"), row["question"], template.prompt_ids, template, where)
+        rationale = _sampled_or_written(row.get("rationale_ids"), row["rationale"], template.rationale_ids, template, where)
         if reward_weighted and (row.get("reward") is None or not row.get("answer_ids")):
             raise InputError(f"rationales: row {number} has no reward or no sampled answer, which reward_weighted needs; set it to false")
         completion = [*rationale, *(row["answer_ids"] if reward_weighted else template.answer_ids(row["gold"]))]
@@ -56,6 +52,11 @@ def training_rows(
     return Dataset.from_list(sequences)
 
 
+def texts_only(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without all that belongs to the model that sampled them and its tokens, for another one to learn from (distillation)."""
+    return [{**row, **dict.fromkeys(OF_THE_SAMPLER)} for row in rows]
+
+
 def _sampled_or_written(
     ids: list[int] | None, text: str, write: Callable[[str], list[int]], template: RationaleTemplate, where: str
 ) -> list[int]:
@@ -65,7 +66,9 @@ def _sampled_or_written(
     """
     if not ids:
         ids = write(text)
-        if template.tokenizer.unk_token_id in ids:
+        known = template.tokenizer
+        unknown = {known.unk_token_id} - {known.bos_token_id, known.eos_token_id, known.pad_token_id}  # GPT-2's is its end token
+        if unknown & set(ids):
             raise InputError(f"{where}: the model's tokenizer has no tokens for {text[:80]!r}; it would read {template.decode(ids)[:80]!r}")
         return ids
     said, meant = "".join(template.decode(ids).split()), "".join(text.split())

@@ -248,9 +248,10 @@ def test_the_embedded_model_with_each_strategy(strategy, tmp_path):
 def test_weights_reach_the_training(tmp_path):
     """Equal rewards change nothing; a far lower one takes a rationale out; the sampled y is what is learned."""
     template, params = rules(), ThetaParams.parse({"epochs": 2, "train_batch_size": 4, "micro_batch_size": 2, "device": "cpu"})
-    row = {"id": "q", "question": "a", "gold": "a", "rationale": "b", "prompt_ids": [5, 0], "finished": True, "answer_ids": RIGHT}
-    rows = [{**row, "rationale_ids": z, "reward": 1.0} for z in ([0, 2], [1, 2], [0, 1, 2], [1, 1, 2])]
-    wrong = {**row, "rationale_ids": [0, 0, 2], "answer_ids": [1, 3], "reward": 0.0}
+    row = {"id": "q", "question": "a", "gold": "a", "prompt_ids": [5, 0], "finished": True, "answer_ids": RIGHT}
+    sampled = {"a": [0, 2], "b": [1, 2], "ab": [0, 1, 2], "bb": [1, 1, 2]}
+    rows = [{**row, "rationale": text, "rationale_ids": ids, "reward": 1.0} for text, ids in sampled.items()]
+    wrong = {**row, "rationale": "aa", "rationale_ids": [0, 0, 2], "answer_ids": [1, 3], "reward": 0.0}
     weighted = training_rows([*rows, wrong], template, reward_weighted=True)
     assert weighted["weight"][:] == [1, 1, 1, 1, pytest.approx(0.36788, abs=1e-5)]
     assert weighted[4]["labels"] == [-100, -100, 0, 0, 2, 1, 3]

@@ -68,7 +68,7 @@ from brite_lib.checkpointing import resume_step
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.problems import load_problems
 from brite_lib.records import Stage
-from brite_lib.sft import human_rows, rationale_sft, training_rows
+from brite_lib.sft import human_rows, rationale_sft, texts_only, training_rows
 from brite_lib.tables import read_rationales
 
 stage = Stage.start("theta_sft", params)
@@ -76,6 +76,7 @@ if params.rationales == "human":
     rows = human_rows(load_problems(params.data, params.split, params.limit), params.data)
 else:
     rows = read_rationales(stage.add_input(params.rationales))
+    rows = texts_only(rows) if params.retokenise else rows
 stage.add_model(params.model)
 template = load_template(params.model, params.template)
 model = load_policy(params.model, device=params.device, dtype=params.dtype)
@@ -87,7 +88,7 @@ model = load_policy(params.model, device=params.device, dtype=params.dtype)
 # (`retokenise`), are tokenised once. Unfinished ones are left out.
 
 # %%
-dataset = training_rows(rows, template, params.correct_only, params.reward_weighted, params.retokenise)
+dataset = training_rows(rows, template, params.correct_only, params.reward_weighted)
 print(f"{len(dataset)} of {len(rows)} rationales are trained on")
 pd.DataFrame(rows)[["question", "rationale", "gold"]].head(5) if rows else "no rationales"
 
