@@ -24,6 +24,7 @@ from brite_lib.files import atomic_write_text
 from brite_lib.params import is_toy, method_order, resolve_path
 from brite_lib.records import read_metrics, read_record
 from brite_lib.results import collect
+from brite_lib.run_tables import cost_table, learned_table, sampling_table, stage_table, written_table
 from brite_lib.stats import paired_difference
 from brite_lib.tables import read_predictions
 
@@ -177,34 +178,6 @@ def difference_table(run: Run, metric: str = "pass@1", pairs: Sequence[tuple[str
     return pd.DataFrame(table)
 
 
-def cost_table(run: Run) -> pd.DataFrame:
-    """What it took to make each method, sampling of its rationales included, evaluation excluded; means over seeds."""
-    first = {(row["benchmark"], row["method"]): row for row in reversed(run.rows)}
-    return pd.DataFrame(
-        [
-            {
-                "benchmark": row["benchmark"],
-                "method": row["method"],
-                "tokens generated": round(row["tokens_generated"]),
-                "tokens trained": round(row["tokens_trained"]),
-                "seconds": round(row["seconds"], 1),
-            }
-            for row in reversed(first.values())
-        ]
-    )
-
-
-def sampling_table(run: Run) -> pd.DataFrame:
-    """How many problems rejection sampling missed, from the records of the stages that did it; empty if none did."""
-    table = []
-    for key, record in run.records.items():
-        if isinstance(record["metrics"].get("missed"), int | float):
-            metrics = record["metrics"]
-            row = {"stage": key, "draws": metrics.get("draws"), "problems": metrics.get("problems"), "with a hit": metrics.get("hits")}
-            table.append(row | {"missed %": round(100 * metrics["missed"], 1)})
-    return pd.DataFrame(table)
-
-
 def monitor_table(run: Run) -> pd.DataFrame:
     """The EM monitor after every ψ- and θ-update that had one, in nats per problem, means over seeds; empty if none had.
 
@@ -218,22 +191,6 @@ def monitor_table(run: Run) -> pd.DataFrame:
     columns = ["round", "after", *shown] if set(means["task"]) == {""} else ["task", "round", "after", *shown]
     means = means[columns].rename(columns=shown)
     return means.assign(**{name: means[name].map("{:.3f}".format) for name in shown.values()})
-
-
-def stage_table(run: Run) -> pd.DataFrame:
-    """Seconds, tokens and peak memory of every stage."""
-    return pd.DataFrame(
-        [
-            {
-                "stage": key,
-                "seconds": round(record["seconds"], 1),
-                "tokens generated": record["tokens_generated"],
-                "tokens trained": record["tokens_trained"],
-                "memory GiB": record.get("peak_rss_gib"),
-            }
-            for key, record in run.records.items()
-        ]
-    )
 
 
 def provenance(run: Run) -> dict[str, str]:
@@ -335,6 +292,8 @@ def write_html(run: Run, pictures: Mapping[str, Figure], path: str | Path) -> Pa
         differences=difference_table(run, main),
         pictures={caption: _image(figure) for caption, figure in pictures.items()},
         examples=rationales(run),
+        learned=learned_table(run),
+        written=written_table(run),
         costs=cost_table(run),
         sampling=sampling_table(run),
         stages=stage_table(run),

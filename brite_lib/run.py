@@ -161,7 +161,7 @@ def print_plan(
         forecaster.notes.append(
             "stages marked ? are not in the total; set train_limit and test_limit where the number of problems is not known"
         )
-    done = [(spec, predicted[spec.key]) for spec in stages if _state(spec) == "done"]
+    done = [(spec, predicted[spec.key]) for spec in stages if _state(spec) in ("done", "done with other code")]
     for table in (forecast.memory_rows({spec.kind: predicted[spec.key] for spec in stages}), forecast.actual_rows(done)):
         if table:
             print()

@@ -79,6 +79,17 @@ report.monitor_table(run)
 report.rationales_html(report.rationales(run))
 
 # %% [markdown]
+# ## Quality of rationales
+#
+# What each θ-update learned from, and below it what each method writes on the test split: `brite_lib/quality.py` defines the columns.
+
+# %%
+report.learned_table(run)
+
+# %%
+report.written_table(run)
+
+# %% [markdown]
 # ## Costs
 #
 # To make each method: the sampling of its rationales is included, evaluation is not. Below it, the problems without a hit.
@@ -88,6 +99,12 @@ report.cost_table(run)
 
 # %%
 report.sampling_table(run)
+
+# %% [markdown]
+# Every stage; its tokens also in % of the upper bounds that `make plan` printed.
+
+# %%
+report.stage_table(run)
 
 # %%
 rows = write_results(run.dir)

@@ -1,0 +1,153 @@
+"""Tables of a run about what it cost and how good its rationales are, from the records of its stages."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from brite_lib.forecast import number_of_problems, passes, rationales_per_problem, token_bounds
+from brite_lib.params import StageParams, method_order
+from brite_lib.stages import SECTIONS
+
+if TYPE_CHECKING:
+    from brite_lib.report import Run
+
+UNITS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
+SHARES = {"repeated_4grams": "repeated %", "answer_leak": "leaks %", "agreement": "agrees %"}
+
+
+def cost_table(run: "Run") -> pd.DataFrame:
+    """What it took to make each method, sampling of its rationales included, evaluation excluded; means over seeds.
+
+    ``× sft`` is the ratio of FLOPs to supervised fine-tuning on human rationales, where the run has it.
+    """
+    metric = "pass@1" if any(row["metric"] == "pass@1" for row in run.rows) else run.rows[0]["metric"]
+    rows = [row for row in run.rows if row["metric"] == metric]
+    size, unit = _unit(row["flops"] for row in rows)
+    of_sft = {row["benchmark"]: row["flops"] for row in rows if row["method"] == "sft"}
+    table = []
+    for row in rows:
+        flops, sft = row["flops"], of_sft.get(row["benchmark"])
+        found = {"benchmark": row["benchmark"], "method": row["method"], "tokens generated": round(row["tokens_generated"])}
+        found |= {"tokens trained": round(row["tokens_trained"]), unit: _ratio(flops, size), "× sft": _ratio(flops, sft)}
+        found |= {"seconds": round(row["seconds"], 1), "GPU-hours": row["gpu_hours"], f"{metric} %": round(100 * row["mean"], 1)}
+        table.append(found)
+    return _without_empty(pd.DataFrame(table))
+
+
+def stage_table(run: "Run") -> pd.DataFrame:
+    """Seconds, tokens (also in % of the plan's upper bounds), FLOPs and peak memory of every stage."""
+    size, unit = _unit(record.get("flops") for record in run.records.values())
+    table = []
+    for key, record in run.records.items():
+        generated, trained = _planned(run, record) or (None, None)
+        row = {"stage": key, "seconds": round(record["seconds"], 1)}
+        row |= {"tokens generated": record["tokens_generated"], "% of plan": _percent(record["tokens_generated"], generated)}
+        row |= {"tokens trained": record["tokens_trained"], "% of its plan": _percent(record["tokens_trained"], trained)}
+        row |= {unit: _ratio(record.get("flops"), size), "memory GiB": record.get("peak_rss_gib")}
+        table.append(row | {"GPU GiB": record.get("peak_gpu_gib"), "GPU-hours": record.get("gpu_hours")})
+    return _without_empty(pd.DataFrame(table))
+
+
+def sampling_table(run: "Run") -> pd.DataFrame:
+    """How many problems rejection sampling missed, from the records of the stages that did it; empty if none did."""
+    table = []
+    for key, record in run.records.items():
+        if isinstance(record["metrics"].get("missed"), int | float):
+            metrics = record["metrics"]
+            row = {"stage": key, "draws": metrics.get("draws"), "problems": metrics.get("problems"), "with a hit": metrics.get("hits")}
+            table.append(row | {"missed %": round(100 * metrics["missed"], 1)})
+    return pd.DataFrame(table)
+
+
+def learned_table(run: "Run") -> pd.DataFrame:
+    """The rationales that each θ-update learned from (:mod:`brite_lib.quality`), means over seeds; empty if none was measured.
+
+    Perplexity is that under frozen θ: the base model in the first round. It weighs tokens alike, ``per z`` rationales (``n`` of them).
+    """
+    rows = []
+    for key, record in sorted(run.records.items(), key=lambda item: method_order(item[1]["stage"])):
+        found = _measured(record, "quality/")
+        if "rationales" in record["params"] and found.get("rationales"):
+            path = Path(record["params"]["rationales"])
+            source = "people" if str(path) == "human" else path.parent.name
+            rows.append({"learned by": _place(key), "written by": source, **found})
+    shown = {"perplexity": "perplexity", "perplexity_per_rationale": "per z", "nats": "nats", "tokens": "tokens", "steps": "steps"}
+    table, means = _means(rows, ["learned by", "written by"], shown)
+    if rows:
+        table.insert(2, "n", means["rationales"].round().astype(int))
+    return table
+
+
+def written_table(run: "Run") -> pd.DataFrame:
+    """The sampled rationales of each method in its evaluation, and how well log P(y*|x,z) tells its right ones; means over seeds."""
+    rows = []
+    for record in run.evaluations.values():
+        if _measured(record, "quality/").get("rationales"):
+            params = record["params"]
+            found = _measured(record, "quality/") | _measured(record, "self_evaluation/")
+            rows.append({"benchmark": params["benchmark"], "method": params["method"], **found})
+    table, means = _means(rows, ["benchmark", "method"], {"words": "words", "steps": "steps"})
+    if "auroc" in means:
+        table["AUROC"] = means["auroc"].map("{:.3f}".format)
+        if len({record["seed"] for record in run.evaluations.values()}) == 1:
+            table["95 % interval"] = [f"[{low:.3f}, {high:.3f}]" for low, high in zip(means["low"], means["high"], strict=True)]
+        table["calibration error"] = means["ece"].map("{:.3f}".format)
+    return table.replace({"nan": "–", "[nan, nan]": "–"})
+
+
+def _means(rows: list[dict[str, Any]], keys: list[str], shown: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Means over seeds, under the names to be shown and as they are; the shares in %."""
+    if not rows:
+        return pd.DataFrame(), pd.DataFrame()
+    means = pd.DataFrame(rows).groupby(keys, sort=False).mean(numeric_only=True).reset_index()
+    table = means[keys].copy()
+    for name, title in {**shown, **SHARES}.items():
+        if name in means:
+            table[title] = (100 * means[name]).round(1) if name in SHARES else means[name].map("{:.2f}".format)
+    return table, means
+
+
+def _measured(record: dict[str, Any], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in record["metrics"].items() if name.startswith(prefix)}
+
+
+def _planned(run: "Run", record: dict[str, Any]) -> tuple[int, int] | None:
+    """The upper bounds that the plan had for a stage; None if its parameters are of another version or its data is not known."""
+    params = _params_of(record)
+    problems = number_of_problems(params) if params else None
+    if problems is None:
+        return None
+    path = Path(str(record["params"].get("rationales", "human")))
+    source = next((other for key, other in run.records.items() if f"/{key}/" in f"/{path.as_posix()}"), None)
+    return token_bounds(passes(params, problems, rationales_per_problem(_params_of(source) if source else None)))
+
+
+def _params_of(record: dict[str, Any]) -> StageParams | None:
+    cls = next((cls for cls in SECTIONS.values() if cls.model_fields.keys() == record["params"].keys()), None)
+    return cls.parse(record["params"]) if cls else None
+
+
+def _place(key: str) -> str:
+    return key.partition("/")[2]
+
+
+def _unit(flops: Iterable[float | None]) -> tuple[float, str]:
+    """The largest unit in which the largest number is at least 1."""
+    most = max((value for value in flops if value), default=0.0)
+    return next(((size, name) for size, name in UNITS if most >= size), UNITS[-1])
+
+
+def _ratio(value: float | None, to: float | None) -> float | None:
+    return None if value is None or not to else round(value / to, 2 if value < 10 * to else 1)
+
+
+def _percent(value: float, bound: int | None) -> float | None:
+    return round(100 * value / bound, 1) if bound else None
+
+
+def _without_empty(table: pd.DataFrame) -> pd.DataFrame:
+    """Without the columns of GPUs, ratios and plans that say nothing in this run."""
+    optional = ("× sft", "GPU-hours", "GPU GiB", "% of plan", "% of its plan")
+    return table.drop(columns=[name for name in optional if name in table and not table[name].fillna(0).any()])
