@@ -18,7 +18,7 @@ from brite_lib import costs
 from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text
-from brite_lib.models import attach_lora, check_vocabulary
+from brite_lib.models import attach_lora, check_vocabulary, merged
 from brite_lib.params import DpoParams
 from brite_lib.rollouts import generate, open_sampler, sample_seed
 from brite_lib.sft import TrainerLog, plain_forward, trainer_settings
@@ -124,7 +124,7 @@ def rationale_dpo(
         torch.manual_seed(params.seed)  # of the adapter's first weights
         model = attach_lora(model, params.lora)
     elif isinstance(model, PeftModel):
-        model = model.merge_and_unload().requires_grad_(True)  # PEFT froze them
+        model = merged(model).requires_grad_(True)  # PEFT froze them
     dataset = Dataset.from_list([_token_ids(pair) for pair in pairs])
     tuned = _ReadyTokens(
         model=model,

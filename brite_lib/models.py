@@ -116,12 +116,6 @@ def local_model(name_or_path: str | Path) -> str:
         raise InputError(f"model: {path} could not be had from the hub: {str(error).splitlines()[0]}") from error
 
 
-def empty_model(path: str | Path) -> nn.Module:
-    """The model of a directory without its weights, on the meta device: its sizes only."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
-
-
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory or hub name.
 
@@ -167,14 +161,21 @@ def save_policy(model: nn.Module, template: RationaleTemplate, directory: str | 
     appears under its name only when it is whole; an older one is replaced.
     """
     directory = Path(directory)
-    if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
+    model = merged(model)
     with atomic_directory(directory) as temporary:
         model.save_pretrained(temporary, safe_serialization=True)
         template.tokenizer.save_pretrained(temporary)
         template.save(temporary)
         shutil.rmtree(temporary / ".cache", ignore_errors=True)
     return directory
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """The model with its adapters, if it has any, added to the weights for good."""
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+        model.name_or_path = None  # no longer what lies there: an adapter on top of it has a base without a name
+    return model
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -188,9 +189,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 def attach_lora(model: nn.Module, lora: LoraParams) -> PeftModel:
     """Add new adapters to train; adapters that the model already carries become part of θ by merging them."""
-    if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
-        model.name_or_path = ""  # these weights lie nowhere on disk, so the new adapter's base has no name
+    model = merged(model)
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import get_scheduler
 
@@ -28,7 +27,7 @@ from brite_lib.advantages import answer_loss, explained_variance, gae, group_adv
 from brite_lib.agent import PolicyWithCritic
 from brite_lib.checkpointing import load_state, save_state
 from brite_lib.likelihood import length_sorted, score
-from brite_lib.models import Reference, attach_lora, disable_dropout
+from brite_lib.models import Reference, attach_lora, disable_dropout, merged
 from brite_lib.params import PsiParams as PosteriorPPOConfig
 from brite_lib.progress import progress
 from brite_lib.rewards import TerminalReward, terminal_reward
@@ -91,8 +90,7 @@ class PosteriorPPOTrainer:
         self.problems = list(problems)
         self._prompts: dict[str, list[int]] = {}
         self.reward = reward or terminal_reward(config)
-        if isinstance(model, PeftModel):
-            model = model.merge_and_unload()
+        model = merged(model)
         disable_dropout(model)
         self.model = attach_lora(model, config.lora) if config.lora else model.requires_grad_(True)
         self.reference = Reference(self.model)

@@ -24,7 +24,6 @@ from brite_lib import costs, sandbox
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text, sha256_of
 from brite_lib.params import PROJECT_ROOT, StageParams, resolve_path
-from brite_lib.vllm_engine import check_installed
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pyarrow", "math-verify")
 SETTINGS_WITHOUT_EFFECT = ("output_dir", "stage", "device", "threads", "batch_size", "save_steps")  # on what is learned
@@ -58,14 +57,12 @@ class Stage:
             params: the stage's parameters.
 
         Raises:
-            InputError: if they ask for vLLM and it is not installed, or for programs to be judged and nothing isolates those here.
+            InputError: if they ask for programs to be judged and nothing isolates those here.
         """
         if os.environ.get("BRITE_BATCH"):
             from brite_lib.lifeline import die_with_ancestors
 
             die_with_ancestors()
-        if getattr(params, "engine", "hf") == "vllm":
-            check_installed()
         if getattr(params, "answer_kind", "") == "code" and params.kind != "theta_sft":  # which judges nothing
             sandbox.prepare(params.program_seconds, params.i_understand_the_risk)
         stage = cls(params.stage or name, params, PROJECT_ROOT / Path(params.output_dir).expanduser())

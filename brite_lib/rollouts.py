@@ -23,12 +23,13 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from brite_lib import costs
 from brite_lib.errors import InputError
 from brite_lib.likelihood import length_sorted, pad_sequences, score
-from brite_lib.models import adapter_base, empty_model, load_policy, local_model
-from brite_lib.params import resolve_path, suggestion
+from brite_lib.memory import ghost
+from brite_lib.models import adapter_base, load_policy, local_model, merged
+from brite_lib.params import check_engine, resolve_path, suggestion
 from brite_lib.progress import progress
 from brite_lib.template import Completion, RationaleTemplate
 from brite_lib.verify import extract_answer, is_correct
-from brite_lib.vllm_engine import SCRATCH, VllmEngine, check_installed, visible_devices
+from brite_lib.vllm_engine import SCRATCH, VllmEngine, visible_devices
 
 Sampler = nn.Module | VllmEngine
 NOISE_BLOCK = 2**16  # random numbers drawn at once per sample, at the most
@@ -100,14 +101,14 @@ def open_sampler(
     elif engine == "hf":
         yield load_policy(model, device=device, dtype=dtype) if isinstance(model, str | Path) else model
     elif engine == "vllm":
-        check_installed()
+        check_engine("vllm")
         for leftover in directory.glob(f"{SCRATCH}*") if directory else []:  # of a killed run
             shutil.rmtree(leftover)
         with TemporaryDirectory(prefix=SCRATCH, dir=directory) as copy:
             source = saved_as or model
             path, adapter = _saved(source, Path(copy)) if isinstance(source, nn.Module) else _base_and_adapter(source)
             path = local_model(path)
-            cost = costs.ModelCost.of(model if isinstance(model, nn.Module) else empty_model(path))
+            cost = costs.ModelCost.of(model if isinstance(model, nn.Module) else ghost(path))
             with VllmEngine(path, adapter, dtype, visible_devices(device), directory, cost) as running:
                 yield running
     else:
@@ -287,7 +288,7 @@ def _saved(model: nn.Module, directory: Path) -> tuple[str | Path, str | Path | 
         if base := model.active_peft_config.base_model_name_or_path:
             model.save_pretrained(directory)
             return base, directory
-        model = deepcopy(model).merge_and_unload()
+        model = merged(deepcopy(model))
     model.save_pretrained(directory)
     return directory, None
 

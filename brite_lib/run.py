@@ -24,9 +24,8 @@ from brite_lib.files import is_full, remove_temporary
 from brite_lib.fingerprint import code_fingerprint
 from brite_lib.harness import require_harness
 from brite_lib.lifeline import end_processes
-from brite_lib.params import PROJECT_ROOT, DrrParams, Experiment, ModelStageParams, is_path, is_toy, load_experiment
+from brite_lib.params import PROJECT_ROOT, DrrParams, Experiment, ModelStageParams, check_engine, is_path, is_toy, load_experiment
 from brite_lib.stages import StageSpec, plan, run_directory
-from brite_lib.vllm_engine import check_installed
 
 DRY_RUN = {"-n", "--dry-run", "--dryrun"}  # Snakemake prints what would run, and why
 RESULT_COLUMNS = ("method", "benchmark", "metric", "k", "mean", "ci_low", "ci_high", "n_problems", "seconds")
@@ -45,8 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         experiment = load_experiment(arguments.experiment)
         stages = plan(experiment, where=str(arguments.experiment))
-        if not arguments.plan and any(getattr(spec.params, "engine", "hf") == "vllm" for spec in stages):
-            check_installed()
+        if not arguments.plan:
+            for spec in stages:
+                check_engine(getattr(spec.params, "engine", "hf"))
         check_data(stages, hub=not arguments.plan)
         if arguments.plan:
             print_plan(experiment, stages, arguments.tokens_per_second, arguments.gpu_memory_gib)

@@ -4,7 +4,6 @@ A process of its own (:mod:`brite_lib.vllm_worker`) is the one sure way to get a
 and threads out of the notebook's kernel. With several GPUs there is one engine on each, and each samples its share of the prompts.
 """
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple, Self
 
 from brite_lib import costs
 from brite_lib.errors import InputError
-from brite_lib.params import PROJECT_ROOT
+from brite_lib.params import PROJECT_ROOT, check_engine
 from brite_lib.progress import progress
 
 SCRATCH = "vllm-"  # how names of temporary directories begin
@@ -31,19 +30,6 @@ class Drawn(NamedTuple):
 
     ids: list[list[int]]
     log_probs: list[list[float]]
-
-
-def check_installed() -> None:
-    """Ask for vLLM before anything is loaded.
-
-    Raises:
-        InputError: one sentence with the command that installs it.
-    """
-    if importlib.util.find_spec("vllm") is None:
-        raise InputError(
-            "engine: vllm is not installed here: pip install -e '.[vllm]' on a machine with an NVIDIA GPU, "
-            "see docs/vllm.md for a CPU, or set engine: hf"
-        )
 
 
 class VllmEngine:
@@ -77,7 +63,7 @@ class VllmEngine:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        check_installed()
+        check_engine("vllm")
         with self._stack as stack:
             if self._directory is None:
                 handle, log = tempfile.mkstemp(prefix="brite-vllm-", suffix=".log")
@@ -175,10 +161,12 @@ class _Worker:
 
     def __init__(self, device: str | None, log: str):
         self.log = log
+        from brite_lib import vllm_worker
+
         self.connection, theirs = Pipe()
         with theirs, open(log, "ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "brite_lib.vllm_worker", str(theirs.fileno())],
+                [sys.executable, "-m", vllm_worker.__name__, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 cwd=PROJECT_ROOT,
                 env=_environment(device),

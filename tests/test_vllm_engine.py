@@ -15,15 +15,24 @@ from transformers.models.llama import modeling_llama
 from brite_lib import run
 from brite_lib.errors import InputError
 from brite_lib.head_width import widen_heads
-from brite_lib.models import load_policy, load_template
+from brite_lib.models import attach_lora, load_policy, load_template
 from brite_lib.params import PROJECT_ROOT, EvalParams, LoraParams, PsiParams
-from brite_lib.records import Stage
-from brite_lib.rollouts import generate, open_sampler
+from brite_lib.rollouts import _saved, generate, open_sampler
 from brite_lib.vllm_engine import VllmEngine, shares, visible_devices
 from brite_lib.vllm_worker import room_for_rank
 
 BASE = PROJECT_ROOT / "assets/tiny-base"
 HOW_TO_INSTALL = r"engine: vllm is not installed here: pip install -e '\.\[vllm\]'"
+
+
+def adapted(path):
+    """A model with an adapter that changes what it computes."""
+    torch.manual_seed(0)
+    policy = load_policy(path, lora=LoraParams(r=4, alpha=8))
+    for name, weight in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    return policy
 
 
 @pytest.fixture
@@ -38,8 +47,8 @@ def test_vllm_that_is_not_installed_is_one_sentence_before_anything_loads(withou
     with pytest.raises(InputError, match=HOW_TO_INSTALL), open_sampler(enumerable.model(0), "vllm"):
         pass
     with pytest.raises(InputError, match=HOW_TO_INSTALL):
-        Stage.start("evaluation", EvalParams(engine="vllm", output_dir=str(tmp_path / "stage")))
-    assert not (tmp_path / "stage").exists()
+        EvalParams.from_notebook({"engine": "vllm"})
+    assert EvalParams(engine="vllm").engine == "vllm"  # a file of settings is valid anywhere
 
 
 def test_a_run_that_needs_vllm_does_not_begin_without_it(without_vllm, tmp_path, monkeypatch, capsys):
@@ -52,7 +61,7 @@ def test_a_run_that_needs_vllm_does_not_begin_without_it(without_vllm, tmp_path,
 
 
 def test_an_engine_that_cannot_start_says_why_and_keeps_its_log(tmp_path, monkeypatch):
-    monkeypatch.setattr("brite_lib.vllm_engine.check_installed", lambda: None)
+    monkeypatch.setattr("brite_lib.vllm_engine.check_engine", lambda engine: None)
     with (
         pytest.raises(InputError, match=rf"engine: vllm could not start: \S+Error: .*; see {tmp_path}/vllm.log"),
         VllmEngine(tmp_path / "nowhere", directory=tmp_path),
@@ -66,6 +75,22 @@ def test_with_hf_the_sampler_is_the_model_itself():
     model = enumerable.model(0)
     with open_sampler(model, saved_as="nowhere") as sampler:
         assert sampler is model
+
+
+def test_an_adapter_directory_is_its_base_with_the_adapter_and_one_on_merged_weights_is_saved_whole(tmp_path):
+    policy = adapted(BASE)
+    assert _saved(policy, tmp_path / "adapter") == (str(BASE), tmp_path / "adapter")  # vLLM adds it to the base, unmerged
+    theta = load_policy(tmp_path / "adapter")
+    ids = torch.tensor([load_template(tmp_path / "adapter").prompt_ids("3+4-5")])
+    with torch.no_grad():
+        torch.testing.assert_close(theta(input_ids=ids).logits, policy(input_ids=ids).logits)
+        psi = attach_lora(theta, LoraParams(r=2, alpha=2))
+        path, adapter = _saved(psi, tmp_path / "whole")  # the base on disk lacks the first adapter
+        assert (path, adapter) == (tmp_path / "whole", None)
+        torch.testing.assert_close(load_policy(path)(input_ids=ids).logits, psi(input_ids=ids).logits)
+    (tmp_path / "adapter/adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    with pytest.raises(InputError, match="does not name its base_model_name_or_path"):
+        load_policy(tmp_path / "adapter")
 
 
 def test_stages_that_sample_have_an_engine():
@@ -122,11 +147,7 @@ def test_the_room_for_an_adapter_is_the_next_rank_that_vllm_knows(tmp_path):
 def test_a_llama_with_wider_heads_is_the_same_function(tmp_path, monkeypatch):
     """With an adapter on every linear layer. Hugging Face's Llama has no partial rotation, so the test brings it."""
     assert widen_heads(str(BASE), None, [24, 32], tmp_path / "same") == (str(BASE), None)
-    torch.manual_seed(0)
-    policy = load_policy(BASE, lora=LoraParams(r=4, alpha=8))
-    for name, weight in policy.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
+    policy = adapted(BASE)
     policy.save_pretrained(tmp_path / "adapter")
     wide = widen_heads(str(BASE), str(tmp_path / "adapter"), [16, 32, 64], tmp_path / "wide")
     config = json.loads((tmp_path / "wide/model/config.json").read_text())

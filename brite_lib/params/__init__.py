@@ -23,6 +23,7 @@ from brite_lib.params.stage import (
     StageParams,
     TheoryParams,
     TinyBaseParams,
+    check_engine,
 )
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "TheoryParams",
     "ThetaParams",
     "TinyBaseParams",
+    "check_engine",
     "is_path",
     "is_toy",
     "load_experiment",

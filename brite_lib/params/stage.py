@@ -1,5 +1,6 @@
 """Parameters of the stages that neither learn from rationales nor make them, and what all stages share."""
 
+import importlib.util
 import types
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -7,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from brite_lib.benchmarks import answer_kind_of
+from brite_lib.errors import InputError
 from brite_lib.params.base import PROJECT_ROOT, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict
 
 
@@ -102,12 +104,32 @@ class ModelStageParams(StageParams):
         return self.seed + 1_000_003 * (self.round - 1)
 
 
+def check_engine(engine: str) -> None:
+    """Ask for vLLM where it is wanted, before anything is loaded.
+
+    Raises:
+        InputError: one sentence with the command that installs it.
+    """
+    if engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise InputError(
+            "engine: vllm is not installed here: pip install -e '.[vllm]' on a machine with an NVIDIA GPU, "
+            "see docs/vllm.md for a CPU, or set engine: hf"
+        )
+
+
 class EngineStageParams(ModelStageParams):
     """A stage that draws many samples from a model as it lies on disk, or as it was trained."""
 
     engine: Literal["hf", "vllm"] = Field(
         "hf", description="who draws the samples: hf (Hugging Face's generate), or vllm, for large models on GPUs (docs/vllm.md)"
     )
+
+    @classmethod
+    def from_notebook(cls, namespace: dict[str, Any]) -> Self:
+        """As :meth:`StageParams.from_notebook`; the engine must be installed."""
+        params = super().from_notebook(namespace)
+        check_engine(params.engine)
+        return params
 
     @property
     def drawing(self) -> dict[str, Any]:
