@@ -57,19 +57,9 @@ def ghost(name: str, lora: LoraParams | None = None, dtype: str = "bfloat16") ->
     Raises:
         InputError: if there is no configuration that can be read.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from brite_lib.models import attach_lora, empty_model
 
-    from brite_lib.models import attach_lora
-    from brite_lib.params import resolve_path
-
-    local = resolve_path(name)
-    try:
-        config = AutoConfig.from_pretrained(str(local) if local.is_dir() else name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model: {name}: its config.json cannot be read: {str(error).splitlines()[0]}") from None
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model = empty_model(name, dtype)
     return attach_lora(model, lora) if lora else model
 
 

@@ -116,6 +116,21 @@ def local_model(name_or_path: str | Path) -> str:
         raise InputError(f"model: {path} could not be had from the hub: {str(error).splitlines()[0]}") from error
 
 
+def empty_model(name_or_path: str | Path, dtype: str = "float32") -> nn.Module:
+    """A model on the meta device: every shape, no weight; only its ``config.json`` is read.
+
+    Raises:
+        InputError: if there is no configuration that can be read.
+    """
+    local = resolve_path(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(str(local) if local.is_dir() else str(name_or_path), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model: {name_or_path}: its config.json cannot be read: {str(error).splitlines()[0]}") from None
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+
+
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory or hub name.
 

@@ -23,8 +23,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from brite_lib import costs
 from brite_lib.errors import InputError
 from brite_lib.likelihood import length_sorted, pad_sequences, score
-from brite_lib.memory import ghost
-from brite_lib.models import adapter_base, load_policy, local_model, merged
+from brite_lib.models import adapter_base, empty_model, load_policy, local_model, merged
 from brite_lib.params import check_engine, resolve_path, suggestion
 from brite_lib.progress import progress
 from brite_lib.template import Completion, RationaleTemplate
@@ -108,7 +107,7 @@ def open_sampler(
             source = saved_as or model
             path, adapter = _saved(source, Path(copy)) if isinstance(source, nn.Module) else _base_and_adapter(source)
             path = local_model(path)
-            cost = costs.ModelCost.of(model if isinstance(model, nn.Module) else ghost(path))
+            cost = costs.ModelCost.of(model if isinstance(model, nn.Module) else empty_model(path))
             with VllmEngine(path, adapter, dtype, visible_devices(device), directory, cost) as running:
                 yield running
     else:
