@@ -1,6 +1,7 @@
 # `make help` lists the commands. Needs python3 >= 3.11 (or PYTHON=python3.12), make and git; everything else goes into .venv.
 PYTHON ?= python3
 EXPERIMENT ?= params/tiny.yaml
+OPTIONS ?=
 export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
@@ -26,7 +27,7 @@ run: .venv/.installed  ## an experiment: make run EXPERIMENT=params/x.yaml
 	@$(BIN)/python -m brite_lib.run $(EXPERIMENT)
 
 plan: .venv/.installed  ## its stages and an estimate of its cost, without running: make plan EXPERIMENT=params/x.yaml
-	@$(BIN)/python -m brite_lib.run $(EXPERIMENT) --plan
+	@$(BIN)/python -m brite_lib.run $(EXPERIMENT) --plan $(OPTIONS)
 
 lab: .venv/.installed  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

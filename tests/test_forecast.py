@@ -207,6 +207,19 @@ def test_a_stage_that_cannot_fit_is_refused_with_a_setting_that_makes_it_fit(sev
     check_fit("eval", small, need(small, whole), 24 * GIB)
 
 
+def test_the_documentations_table_of_memory(seven_billion):
+    lora = LoraParams()
+    rows = [line.strip("| ").split("|") for line in (PROJECT_ROOT / "docs/costs.md").read_text().splitlines() if "`micro_batch" in line]
+    peaks = [float(cells[-1]) for cells in rows]
+    stages = (
+        (PsiParams(lora=lora, advantage="gae", micro_batch_size=4, batch_size=64), 64),
+        (ThetaParams(lora=lora, micro_batch_size=2, batch_size=64), 0),
+        (ThetaParams(micro_batch_size=2, batch_size=64), 0),
+    )
+    found = [stage_memory(params, ghost(seven_billion, params.lora), 800, sampled).total / GIB for params, sampled in stages]
+    assert peaks == [round(peak, 1) for peak in found]
+
+
 EXPERIMENT = {
     "name": "foretold",
     "tasks": [{"name": "toy", "data": "toy:easy", "train_limit": 5, "test_limit": 5}],
