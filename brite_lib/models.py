@@ -126,7 +126,7 @@ def empty_model(name_or_path: str | Path, dtype: str = "float32") -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(str(local) if local.is_dir() else str(name_or_path), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"model: {name_or_path}: its config.json cannot be read: {str(error).splitlines()[0]}") from None
+        raise InputError(f"model: {name_or_path}: its config.json cannot be read: {str(error).splitlines()[0].rstrip('.')}") from None
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 
