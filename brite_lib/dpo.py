@@ -24,6 +24,7 @@ from brite_lib.rollouts import generate, open_sampler, sample_seed
 from brite_lib.sft import TrainerLog, plain_forward, trainer_settings
 from brite_lib.tables import PAIRS, read_pairs, write_table
 from brite_lib.template import RationaleTemplate
+from brite_lib.verify import not_judged
 
 SHARED = ("id", "question", "gold", "source", "round", "prompt_ids")
 OF_EACH = ("rationale", "answer_text", "finished", "sample", "rationale_ids", "answer_ids")
@@ -64,19 +65,19 @@ def make_pairs(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str
     defined as any other. The draw has a seed of its own for each problem, so it does not depend on which others there are.
 
     Args:
-        rows: judged samples as :func:`brite_lib.rollouts.generate` makes them.
+        rows: judged samples as :func:`brite_lib.rollouts.generate` makes them; one that could not be judged is in no pair.
 
     Returns:
         rows of ``pairs.parquet``, and a report: ``problems``, ``pairs``, ``all_correct`` and ``all_wrong`` (problems without a
-        contrast), ``draws``, ``tokens``, ``correct`` and ``finished`` (shares of all draws).
+        contrast), ``draws``, ``tokens``, ``correct``, ``not_judged`` and ``finished`` (shares of all draws).
 
     Raises:
-        InputError: if a row is not judged, or no problem has a contrast.
+        InputError: if no problem has a contrast.
     """
     problems: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
-    for number, row in enumerate(rows, start=1):
-        if row["correct"] is None:
-            raise InputError(f"samples: row {number}: correct: is null, and what was not judged can't be preferred")
+    for row in rows:
+        if row["correct"] is None:  # not judged: neither preferred nor rejected
+            continue
         right, wrong = problems.setdefault(row["id"], ([], []))
         (right if row["correct"] else wrong).append(row)
     report = {
@@ -86,7 +87,8 @@ def make_pairs(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str
         "all_wrong": sum(not right for right, _ in problems.values()),
         "draws": len(rows),
         "tokens": sum(row["num_tokens"] for row in rows),
-        "correct": sum(row["correct"] for row in rows) / max(1, len(rows)),
+        "correct": sum(row["correct"] is True for row in rows) / max(1, len(rows)),
+        "not_judged": not_judged([row["correct"] for row in rows]),
         "finished": sum(row["finished"] for row in rows) / max(1, len(rows)),
     }
     if not report["pairs"]:

@@ -37,7 +37,7 @@ from brite_lib.likelihood import pad_sequences
 from brite_lib.params import DrrParams
 from brite_lib.progress import progress
 from brite_lib.roc import auroc, best_threshold, error_rates
-from brite_lib.rollouts import Sampler, judged_row, sample, sample_seed
+from brite_lib.rollouts import Sampler, judged_rows, sample, sample_seed
 from brite_lib.sft import TrainerLog, plain_forward, trainer_settings
 from brite_lib.stats import bootstrap_ci, majority_at_k
 from brite_lib.tables import RATIONALES
@@ -104,10 +104,10 @@ def _attempts(
     seeds = [sample_seed(params.seed, problem["id"], chain, turn) for problem, chain, _ in jobs]
     limit = params.max_rationale_tokens + params.max_answer_tokens
     sampled = sample(reasoner, template, prompts, seeds, params.temperature, limit, batch_size=params.batch_size) if jobs else []
+    completions = [template.split(ids, params.max_rationale_tokens, params.max_answer_tokens) for ids in sampled]
+    judged = judged_rows([problem for problem, _, _ in jobs], completions, params.answer_kind, template)
     rows = []
-    for (problem, chain, _), texts, prompt, seed, ids in zip(jobs, rejected, prompts, seeds, sampled, strict=True):
-        completion = template.split(ids, params.max_rationale_tokens, params.max_answer_tokens)
-        row = judged_row(problem, completion, params.answer_kind, template)
+    for row, (_, chain, _), texts, prompt, seed, ids in zip(judged, jobs, rejected, prompts, seeds, sampled, strict=True):
         row |= {"source": params.method, "round": params.round, "sample": chain, "seed": seed, "num_tokens": len(ids)}
         rows.append({**row, "prompt_ids": prompt, "turn": turn, "rejected": texts})
         del rows[-1]["tokens"]

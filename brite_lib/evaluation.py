@@ -11,6 +11,7 @@ from brite_lib.stats import bootstrap_ci, majority_at_k
 from brite_lib.tables import PREDICTIONS
 from brite_lib.template import RationaleTemplate
 from brite_lib.tiny_base import accuracy_by_style
+from brite_lib.verify import not_judged
 
 
 def evaluate(
@@ -30,7 +31,10 @@ def evaluate(
 
 
 def summary(rows: Sequence[dict[str, Any]], params: EvalParams) -> dict[str, float]:
-    """Metrics of one evaluation with bootstrap intervals over problems; ``results.json`` is made of the rows themselves."""
+    """Metrics of one evaluation with bootstrap intervals over problems; ``results.json`` is made of the rows themselves.
+
+    ``not_judged`` is the share of all answers that the verifier could not judge; they count as wrong.
+    """
     sampled = [row for row in rows if row["temperature"] > 0]
     greedy = [row for row in rows if row["temperature"] == 0]
     metrics: dict[str, float] = {}
@@ -46,6 +50,7 @@ def summary(rows: Sequence[dict[str, Any]], params: EvalParams) -> dict[str, flo
         metrics |= _means("sampled", sampled)
     if greedy:
         metrics["greedy"] = sum(row["correct"] is True for row in greedy) / len(greedy)
+    metrics["not_judged"] = not_judged([row["correct"] for row in rows])
     return metrics
 
 

@@ -109,7 +109,7 @@ def _keep(rows: Rows, params: RejectionParams, template: RationaleTemplate) -> R
         return list(different.values())
     if params.strategy == "rest_em":
         # Without the end of y there is nothing to judge: P(o=1) = 0.
-        judged = [row for row in rows if row["answer_ids"] and row["answer_ids"][-1] in template.stop_ids]
+        judged = [row for row in rows if row["correct"] is not None and row["answer_ids"] and row["answer_ids"][-1] in template.stop_ids]
         weighted = correct if params.beta is None else judged
         weighted = chance.sample(weighted, min(params.max_per_problem, len(weighted)))
         return [{**row, "reward": float(row["correct"]) / (params.beta or 1.0)} for row in sorted(weighted, key=lambda row: row["sample"])]

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from brite_lib.params import PsiParams
 from brite_lib.template import Completion, RationaleTemplate
-from brite_lib.verify import extract_answer, is_correct
+from brite_lib.verify import extract_answer, verify_batch
 
 
 class TerminalReward(Protocol):
@@ -72,7 +72,10 @@ class AnswerLikelihood:
 
 @dataclass(frozen=True)
 class VerifierReward:
-    """Reward (ii): R(x,z,y)/β with R = 1 for a correct sampled y, else 0. The actions are z and y with its end token."""
+    """Reward (ii): R(x,z,y)/β with R = 1 for a correct sampled y, else 0. The actions are z and y with its end token.
+
+    An answer that could not be judged earns what an unfinished one does, and is counted in a warning.
+    """
 
     beta: float = 1.0
     answer_kind: str = "exact"
@@ -88,17 +91,21 @@ class VerifierReward:
     def terminal(
         self, problems: Sequence[dict[str, Any]], completions: Sequence[Completion], forced_log_prob: Sequence[float]
     ) -> list[float | None]:
+        choices = [problem.get("choices") for problem in problems]
+        predictions = [
+            extract_answer(completion.answer, self.answer_kind, options) if completion.ended and completion.answer else None
+            for completion, options in zip(completions, choices, strict=True)
+        ]
+        verdicts = verify_batch(predictions, [problem["answer"] for problem in problems], self.answer_kind, choices=choices)
+        if unknown := sum(verdict is None for verdict in verdicts):
+            print(f"warning: {unknown} of {len(verdicts)} sampled answers could not be judged; their reward is that of unfinished ones")
         return [
-            self._correct(completion.answer, problem["answer"]) / self.beta if completion.ended else None
-            for problem, completion in zip(problems, completions, strict=True)
+            verdict / self.beta if completion.ended and verdict is not None else None
+            for completion, verdict in zip(completions, verdicts, strict=True)
         ]
 
     def unfinished_default(self) -> float | None:
         return 0.0
-
-    def _correct(self, answer: str | None, gold: str) -> bool:
-        prediction = extract_answer(answer, self.answer_kind) if answer else None
-        return prediction is not None and is_correct(prediction, gold, self.answer_kind)
 
 
 def terminal_reward(config: PsiParams) -> TerminalReward:

@@ -27,7 +27,7 @@ from brite_lib.models import adapter_base, empty_model, load_policy, local_model
 from brite_lib.params import check_engine, resolve_path, suggestion
 from brite_lib.progress import progress
 from brite_lib.template import Completion, RationaleTemplate
-from brite_lib.verify import extract_answer, is_correct
+from brite_lib.verify import extract_answer, verify_batch
 from brite_lib.vllm_engine import SCRATCH, VllmEngine, visible_devices
 
 Sampler = nn.Module | VllmEngine
@@ -199,14 +199,15 @@ def generate(
     ]
     with open_sampler(model_or_path, engine) as model:
         completions, log_probs = _draw(model, template, prompts, seeds, temperature, max_new_tokens, batch_size, source)
-    rows = []
-    for (problem, k), row_seed, prompt, ids, log_prob in zip(jobs, seeds, prompts, completions, log_probs, strict=True):
-        completion = template.split(ids, max_rationale_tokens, max_answer_tokens)
-        whole = template.decode([token for token in ids if token not in template.stop_ids]) if answer_from == "completion" else None
-        row = judged_row(problem, completion, answer_kind, template, whole)
-        rows.append({**row, "source": source, "round": round, "sample": k, "seed": row_seed, "num_tokens": len(ids), "prompt_ids": prompt})
+    split = [template.split(ids, max_rationale_tokens, max_answer_tokens) for ids in completions]
+    whole = None
+    if answer_from == "completion":
+        whole = [template.decode([token for token in ids if token not in template.stop_ids]) for ids in completions]
+    rows = judged_rows([problem for problem, _ in jobs], split, answer_kind, template, whole)
+    for row, (_, k), row_seed, prompt, ids, log_prob in zip(rows, jobs, seeds, prompts, completions, log_probs, strict=True):
+        row |= {"source": source, "round": round, "sample": k, "seed": row_seed, "num_tokens": len(ids), "prompt_ids": prompt}
         if log_prob is not None:
-            rows[-1]["logp_psi"] = log_prob[: len(completion.rationale_ids)]
+            row["logp_psi"] = log_prob[: len(row["rationale_ids"])]
     return Dataset.from_list(rows)
 
 
@@ -231,28 +232,41 @@ def add_scores(
     return rows
 
 
-def judged_row(
-    problem: dict[str, Any], completion: Completion, answer_kind: str, template: RationaleTemplate, whole: str | None = None
-) -> dict[str, Any]:
-    """The columns of a rationale table that a completion and its problem decide; the one rule of what is correct.
+def judged_rows(
+    problems: Sequence[dict[str, Any]],
+    completions: Sequence[Completion],
+    answer_kind: str,
+    template: RationaleTemplate,
+    whole: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """The columns of a rationale table that completions and their problems decide; the one rule of what is correct.
 
-    The answer stands in y, which must have ended, or anywhere in the ``whole`` text if that is given.
+    The answer stands in y, which must have ended, or anywhere in the ``whole`` text if that is given. ``correct`` is null for
+    an answer that could not be judged.
     """
-    text, ended = (completion.answer, completion.ended) if whole is None else (whole, True)
-    prediction = extract_answer(text, answer_kind) if text is not None else None
-    return {
-        "id": problem["id"],
-        "question": problem["question"],
-        "gold": problem["answer"],
-        "rationale": completion.rationale,
-        "answer_text": completion.answer,
-        "prediction": prediction,
-        "correct": prediction is not None and ended and is_correct(prediction, problem["answer"], answer_kind),
-        "finished": completion.finished,
-        "rationale_ids": completion.rationale_ids,
-        "answer_ids": completion.answer_ids,
-        "tokens": template.tokens(completion.rationale_ids),
-    }
+    texts = [(c.answer, c.ended) for c in completions] if whole is None else [(text, True) for text in whole]
+    choices = [problem.get("choices") for problem in problems]
+    predictions = [
+        None if text is None else extract_answer(text, answer_kind, options) for (text, _), options in zip(texts, choices, strict=True)
+    ]
+    stated = [prediction if ended else None for prediction, (_, ended) in zip(predictions, texts, strict=True)]
+    verdicts = verify_batch(stated, [problem["answer"] for problem in problems], answer_kind, choices=choices)
+    return [
+        {
+            "id": problem["id"],
+            "question": problem["question"],
+            "gold": problem["answer"],
+            "rationale": completion.rationale,
+            "answer_text": completion.answer,
+            "prediction": prediction,
+            "correct": verdict,
+            "finished": completion.finished,
+            "rationale_ids": completion.rationale_ids,
+            "answer_ids": completion.answer_ids,
+            "tokens": template.tokens(completion.rationale_ids),
+        }
+        for problem, completion, prediction, verdict in zip(problems, completions, predictions, verdicts, strict=True)
+    ]
 
 
 def _draw(

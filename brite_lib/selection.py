@@ -56,7 +56,7 @@ class BestOnValidation:
         options = {**params.generation, "seed": params.seed, "source": "validation"}
         rows = generate(self.trainer.model, self.problems, self.trainer.template, params.validation_samples, **options)
         self.trainer.tokens_generated += sum(rows["num_tokens"])
-        score = sum(rows["correct"]) / len(rows)
+        score = sum(verdict is True for verdict in rows["correct"]) / len(rows)
         if not self.path.is_file() or score > self._load()["pass@1"]:
             with atomic_path(self.path) as temporary:
                 torch.save({"step": step, "pass@1": score, "weights": trained_weights(self.trainer.model)}, temporary)

@@ -83,6 +83,7 @@ def test_a_pair_is_one_random_correct_and_one_random_incorrect_sample_of_a_probl
     assert [(pair["num_samples"], pair["num_correct"]) for pair in pairs] == [(4, 2), (2, 1)]
     assert report == {
         "problems": 4, "pairs": 2, "all_correct": 1, "all_wrong": 1, "draws": 14, "tokens": 56, "correct": 7 / 14, "finished": 12 / 14,
+        "not_judged": 0.0,
     }  # fmt: skip
 
 
@@ -105,8 +106,12 @@ def test_no_contrast_in_the_whole_data_set_is_one_sentence():
         "samples: none of 3 problems has both a correct and an incorrect sample (1 have only correct, 2 only incorrect ones), "
         "so there is no pair to learn from; raise samples or change the data"
     )
-    with pytest.raises(InputError, match="samples: row 2: correct: is null"):
-        make_pairs([sample("a", 0, True), sample("a", 1, None)], seed=0)
+
+
+def test_a_sample_that_could_not_be_judged_is_in_no_pair_and_counted():
+    pairs, report = make_pairs([sample("a", 0, True), sample("a", 1, None), sample("a", 2, False), sample("b", 0, None)], seed=0)
+    assert [(pair["chosen_sample"], pair["rejected_sample"], pair["num_samples"]) for pair in pairs] == [(0, 2, 2)]
+    assert (report["not_judged"], report["correct"], report["problems"]) == (0.5, 0.25, 1)
 
 
 def test_pairs_are_drawn_once_and_from_the_sampler(tmp_path, monkeypatch):

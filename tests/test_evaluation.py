@@ -90,7 +90,8 @@ def test_summary_worked_by_hand():
     assert metrics["sampled/rationale_length"] == 4 and metrics["sampled/finished"] == pytest.approx(5 / 6)
     assert metrics["sampled/logp_answer"] == pytest.approx(-8 / 5)  # greedy ones and the unfinished one are not in it
     only_greedy = summary(rows[6:], EvalParams.parse(SETTINGS))
-    assert only_greedy == {"greedy": 0.5}
+    assert only_greedy == {"greedy": 0.5, "not_judged": 0.0}
+    assert summary([*rows, {**rows[6], "correct": None}], EvalParams.parse(SETTINGS))["not_judged"] == 2 / 9
 
 
 def test_styles_are_counted_among_the_samples():

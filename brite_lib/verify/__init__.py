@@ -1,0 +1,157 @@
+"""Answers: cut out of a text, and compared with the gold answer. The rules, and what they get wrong: docs/verifiers.md.
+
+Four kinds. ``exact`` compares stripped texts; ``number`` the values of plain numbers (GSM8K); ``choice`` option letters;
+``math`` takes lists, brackets, units and words apart and asks math-verify about the formulas, in processes of its own that
+are killed when they exceed their time: sympy can compute for ever inside one C call, where no handler or thread can stop it.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from math import log10
+
+from brite_lib.errors import InputError
+from brite_lib.verify import choice, number, pool
+from brite_lib.verify.equal import numbers_equal
+from brite_lib.verify.extract import math_answer
+from brite_lib.verify.latex import compact, normalise
+
+KINDS = ("exact", "number", "math", "choice")
+MAX_TEXT = 100_000  # characters at the end of a text in which its answer is looked for
+MAX_LENGTH = 2000  # characters of a math answer that is judged; the longest gold answer of the benchmarks has about 300
+MAX_DEPTH = 60  # brackets within brackets
+Choices = Sequence[str] | None
+
+
+def extract_answer(text: str, kind: str = "math", choices: Choices = None) -> str | None:
+    """The final answer that a text states, as it is written there; None if there is none.
+
+    In this order: the last ``\\boxed{}`` that is not empty; what follows the last "####", "the answer is", "Final answer:" …;
+    and without these
+
+    - ``exact`` takes the whole text, announced or not;
+    - ``number`` takes the last number, without currency, thousands commas and unit: ``$1,234.50`` → ``1234.50``;
+    - ``math`` takes the last line that is not empty; where that is prose, its last formula or number;
+    - ``choice`` takes the letter that the text begins with (``B``, ``(b)``, ``B. because …``), else the last one that it
+      mentions in brackets or as a capital, A to J (not the article A or the pronoun I). With ``choices``, the options' texts
+      in their order, a text that is one of them is that letter.
+
+    Raises:
+        InputError: for an unknown kind.
+    """
+    _check_kind(kind)
+    if kind == "exact":
+        return text.strip() or None
+    text = text[-MAX_TEXT:]
+    if kind == "choice":
+        return choice.chosen(text, choices)
+    return number.last_number(text) if kind == "number" else math_answer(text)
+
+
+def is_correct(prediction: str, gold: str, kind: str = "math", choices: Choices = None) -> bool:
+    """Whether an answer equals the gold answer; one that cannot be judged in 5 seconds is not correct.
+
+    Raises:
+        InputError: for an unknown kind, or a gold answer that is none of this kind.
+    """
+    return verify_batch([prediction], [gold], kind, workers=1, choices=[choices])[0] is True
+
+
+def verify_batch(
+    predictions: Sequence[str | None],
+    golds: Sequence[str],
+    kind: str = "math",
+    workers: int | None = None,
+    timeout: float = 5.0,
+    choices: Sequence[Choices] | None = None,
+) -> list[bool | None]:
+    """Compare many answers; equal pairs are compared once.
+
+    Args:
+        predictions: extracted answers, or texts that state one; None (nothing extracted) and what cannot be parsed is wrong.
+        golds: gold answers, one per prediction.
+        kind: exact, number, math or choice.
+        workers: processes of kind ``math``; None: one per core, at most 8. They stay for the next call.
+        timeout: seconds for one comparison of kind ``math``; its process is then killed and replaced.
+        choices: the options' texts of each item, kind ``choice`` only; None where only letters count.
+
+    Returns:
+        True, False, or None for a pair that cannot be judged: longer than :data:`MAX_LENGTH`, or the judge ran out of time or
+        memory, or failed. Evaluations report their share as ``not_judged``; they never count as correct.
+
+    Raises:
+        InputError: for an unknown kind, or a gold answer that is none of this kind.
+        ValueError: for sequences of different lengths.
+    """
+    _check_kind(kind)
+    options = choices if choices is not None else [None] * len(golds)
+    items = [(p, g, tuple(o) if o else None) for p, g, o in zip(predictions, golds, options, strict=True)]
+    verdicts: dict[tuple, bool | None] = {}
+    pairs: dict[tuple, pool.Pair] = {}
+    for item in dict.fromkeys(items):
+        prediction, gold, known = item
+        if kind == "math":
+            verdict = _quick(prediction, gold)
+            if isinstance(verdict, tuple):
+                pairs[item] = verdict
+            else:
+                verdicts[item] = verdict
+        else:
+            verdicts[item] = _equal(prediction, gold, kind, known)
+    if pairs:
+        judged = pool.judge(list(dict.fromkeys(pairs.values())), workers or min(8, os.cpu_count() or 1), timeout)
+        verdicts |= {item: judged[pair] for item, pair in pairs.items()}
+    return [verdicts[item] for item in items]
+
+
+def not_judged(verdicts: Sequence[bool | None]) -> float:
+    """The share of verdicts that are None, 0 for no verdicts."""
+    return sum(verdict is None for verdict in verdicts) / max(1, len(verdicts))
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise InputError(f"answer kind: {kind!r} is unknown; known: {', '.join(KINDS)}")
+
+
+def _equal(prediction: str | None, gold: str, kind: str, choices: Choices) -> bool:
+    if kind == "exact":
+        return prediction is not None and prediction.strip() == gold.strip()
+    read = number.value if kind == "number" else lambda text: choice.chosen(text, choices)
+    right = read(gold)
+    if right is None:
+        raise InputError(f"answer_kind: {kind}: the gold answer {gold[:60]!r} is no {kind}; use another kind for this data")
+    return prediction is not None and read(prediction[-MAX_TEXT:]) == right
+
+
+def _quick(prediction: str | None, gold: str) -> bool | pool.Pair | None:
+    """A verdict that needs no sympy, or the normalised pair to be judged."""
+    answer = math_answer(prediction[-MAX_TEXT:]) if prediction is not None else None
+    if answer is None:
+        return False
+    if answer.strip() == gold.strip():
+        return True
+    if max(len(answer), len(gold)) > MAX_LENGTH:
+        return None
+    right, guess = normalise(gold), normalise(answer)
+    if compact(right) == compact(guess):
+        return True
+    if not compact(guess):
+        return False
+    if (verdict := numbers_equal(right, guess)) is not None:
+        return verdict
+    return None if _boundless(right) or _boundless(guess) else (right, guess)
+
+
+def _boundless(text: str) -> bool:
+    """Whether sympy would surely not come back: a number beyond 10^100000, or brackets deeper than any answer's."""
+    depth = deepest = 0
+    for mark in re.findall(r"[({\[\]})]", text):
+        depth += 1 if mark in "({[" else -1
+        deepest = max(deepest, depth)
+    powers = re.finditer(r"(?=(?<!\d)(\d+)[)}]*\s?\^[({\s]*(\d+)(?:[)}]*\s?\^[({\s]*(\d+))?)", text)
+    tower = any(
+        len(top or "") > 6 or int(exponent[:9] or 0) ** min(int(top or 1), 99) * log10(max(2, int(base[:9]))) > 1e5
+        for base, exponent, top in (match.groups() for match in powers)
+    )
+    return deepest > MAX_DEPTH or tower or re.search(r"\d{5,}[)}]*\s?!|!\s?[)}]\s?!", text) is not None
