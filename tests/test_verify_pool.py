@@ -54,7 +54,7 @@ def test_hostile_answers_end_in_time_and_the_next_pair_is_judged_right(kind):
 
 
 def test_an_answer_that_computes_for_ever_is_given_up_and_does_not_hold_up_the_others():
-    endless = "\\int_0^1 e^{e^{e^{x}}} dx"
+    endless = "\\binom{10^{9}}{5 \\cdot 10^{8}}"
     verify_batch(["x+1", "x+2"], ["1+x", "2+x"], workers=2)
     processes = [worker.process.pid for worker in pool._workers]
     predictions = [endless, "x/2", None, "(x+y+z+w)^{500}", "x/4", endless]
@@ -116,13 +116,13 @@ def test_no_worker_outlives_a_killed_parent(tmp_path):
         from brite_lib.verify import verify_batch
         verify_batch(["x+1", "x+2"], ["1+x", "2+x"], workers=2)
         print("ready", flush=True)
-        verify_batch(["\\\\int_0^1 e^{e^{e^{x}}} dx"], ["x+7"], workers=2, timeout=4)
+        verify_batch(["\\\\binom{10^{9}}{5 \\\\cdot 10^{8}}"], ["x+7"], workers=2, timeout=4)
     """
     with run(tmp_path, program, stdout=subprocess.PIPE) as parent:
         assert parent.stdout.readline() == "ready\n"
         children = psutil.Process(parent.pid).children(recursive=True)
         assert len(children) >= 3  # two workers, at least one with a child
-        time.sleep(1.0)  # one of them is now inside the integral
+        time.sleep(1.0)  # one of them is now inside the binomial
         parent.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive, json.dumps([" ".join(process.cmdline()) for process in alive])
