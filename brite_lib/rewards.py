@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from brite_lib.params import PsiParams
 from brite_lib.template import Completion, RationaleTemplate
-from brite_lib.verify import extract_answer, verify_batch
+from brite_lib.verify import judge
 
 
 class TerminalReward(Protocol):
@@ -91,12 +91,8 @@ class VerifierReward:
     def terminal(
         self, problems: Sequence[dict[str, Any]], completions: Sequence[Completion], forced_log_prob: Sequence[float]
     ) -> list[float | None]:
-        choices = [problem.get("choices") for problem in problems]
-        predictions = [
-            extract_answer(completion.answer, self.answer_kind, options) if completion.ended and completion.answer else None
-            for completion, options in zip(completions, choices, strict=True)
-        ]
-        verdicts = verify_batch(predictions, [problem["answer"] for problem in problems], self.answer_kind, choices=choices)
+        texts = [completion.answer if completion.ended else None for completion in completions]
+        _, verdicts = judge(problems, texts, self.answer_kind)
         if unknown := sum(verdict is None for verdict in verdicts):
             print(f"warning: {unknown} of {len(verdicts)} sampled answers could not be judged; their reward is that of unfinished ones")
         return [

@@ -27,7 +27,7 @@ from brite_lib.models import adapter_base, empty_model, load_policy, local_model
 from brite_lib.params import check_engine, resolve_path, suggestion
 from brite_lib.progress import progress
 from brite_lib.template import Completion, RationaleTemplate
-from brite_lib.verify import extract_answer, verify_batch
+from brite_lib.verify import judge
 from brite_lib.vllm_engine import SCRATCH, VllmEngine, visible_devices
 
 Sampler = nn.Module | VllmEngine
@@ -244,13 +244,10 @@ def judged_rows(
     The answer stands in y, which must have ended, or anywhere in the ``whole`` text if that is given. ``correct`` is null for
     an answer that could not be judged.
     """
-    texts = [(c.answer, c.ended) for c in completions] if whole is None else [(text, True) for text in whole]
-    choices = [problem.get("choices") for problem in problems]
-    predictions = [
-        None if text is None else extract_answer(text, answer_kind, options) for (text, _), options in zip(texts, choices, strict=True)
-    ]
-    stated = [prediction if ended else None for prediction, (_, ended) in zip(predictions, texts, strict=True)]
-    verdicts = verify_batch(stated, [problem["answer"] for problem in problems], answer_kind, choices=choices)
+    if whole is None:
+        predictions, verdicts = judge(problems, [c.answer for c in completions], answer_kind, [c.ended for c in completions])
+    else:
+        predictions, verdicts = judge(problems, whole, answer_kind)
     return [
         {
             "id": problem["id"],

@@ -9,6 +9,7 @@ from brite_lib.params import PROJECT_ROOT, EvalParams, ThetaParams
 from brite_lib.problems import load_problems
 from brite_lib.records import Stage
 from brite_lib.sandbox import Verdict, extract_program, isolation, judge_programs, programs, whole_program
+from brite_lib.verify import judge
 
 DATA = PROJECT_ROOT.parent / "shared" / "data"
 # On all the inputs of the + sets.
@@ -18,7 +19,8 @@ SLOW = {"HumanEval/15", "HumanEval/83", "HumanEval/130", "HumanEval/139", "MbppP
 @pytest.fixture(autouse=True)
 def harmless(monkeypatch):
     """The solutions mean no harm, and this must also be tested where nothing isolates them."""
-    monkeypatch.setattr(programs, "SETTINGS", programs.Settings(seconds=60.0, i_understand_the_risk=True))
+    monkeypatch.setattr(programs.SETTINGS, "i_understand_the_risk", True)
+    monkeypatch.setattr(programs.SETTINGS, "seconds", 60.0)  # put back afterwards
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,7 @@ def test_the_solutions_of_the_code_benchmarks_pass(name, split, sample):
     """All of them, or a seeded sample of the quick ones; docs/results/sandbox.md has the rest."""
     problems = [problem for problem in load_problems(str(DATA / name), split) if not (name.endswith("plus") and problem["id"] in SLOW)]
     chosen = random.Random(0).sample(problems, min(sample, len(problems)))
-    verdicts = judge_programs([(problem["answer"], problem["tests"]) for problem in chosen], workers=2)
+    verdicts = judge_programs([(problem["answer"], problem["tests"]) for problem in chosen], 2, 60.0)
     assert len(verdicts) == sample
     assert [problem["id"] for problem in chosen if verdicts[problem["answer"], problem["tests"]] is not True] == []
 
@@ -37,7 +39,7 @@ def test_the_solutions_of_the_code_benchmarks_pass(name, split, sample):
 def test_solutions_of_other_problems_do_not_pass():
     problems = load_problems(str(DATA / "humaneval"), "test", limit=20)
     shifted = [(answer, tests) for answer, tests in zip(problems["answer"][1:], problems["tests"], strict=False)]
-    assert set(judge_programs(shifted, workers=2).values()) == {False}
+    assert set(judge_programs(shifted, 2, 60.0).values()) == {False}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ CHECK = "def check(candidate):\n    assert candidate([1, 2]) == 2\n\ncheck(last)
 )
 def test_a_question_that_is_code_is_continued(completion, right):
     program = whole_program(completion, QUESTION, CHECK)
-    assert judge_programs([(program, CHECK)]) == {(program, CHECK): right}
+    assert judge_programs([(program, CHECK)], 1, 10.0) == {(program, CHECK): right}
 
 
 def test_other_questions_are_not():
@@ -87,14 +89,14 @@ def test_other_questions_are_not():
 
 def test_what_could_not_be_judged_is_none(monkeypatch):
     monkeypatch.setattr(programs, "run_tests", lambda *args: Verdict(False, "broken" if args[0] == "b" else "failed", "", "", 0.0))
-    assert judge_programs([("a", "t"), ("b", "t")]) == {("a", "t"): False, ("b", "t"): None}
+    assert judge_programs([("a", "t"), ("b", "t")], 2, 10.0) == {("a", "t"): False, ("b", "t"): None}
 
 
 def test_a_stage_that_judges_programs_sets_how_or_is_refused_before_a_model_loads(monkeypatch, tmp_path):
     settings = {"answer_kind": "code", "program_seconds": 0.5, "output_dir": str(tmp_path)}
     Stage.start("evaluation", EvalParams(**settings, i_understand_the_risk=True))
-    sleepy = ("import time\ntime.sleep(5)", "assert True")
-    assert judge_programs([sleepy]) == {sleepy: False}
+    problem = {"question": "Sleep.", "answer": "-", "tests": "assert True"}
+    assert judge([problem], ["import time\ntime.sleep(5)"], "code")[1] == [False]
     monkeypatch.setattr(isolation, "failure_of", lambda way: "not installed")
     with pytest.raises(InputError, match="cannot isolate generated programs"):
         Stage.start("evaluation", EvalParams(**settings))

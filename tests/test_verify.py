@@ -105,10 +105,10 @@ def test_is_correct(prediction, gold, kind, verdict):
 
 
 def test_unknown_kind_and_gold_of_another_kind():
-    with pytest.raises(InputError, match="'nubmer' is unknown; known: exact, number, math, choice"):
+    with pytest.raises(InputError, match="'nubmer' is unknown; known: exact, number, math, choice, code"):
         extract_answer("1", "nubmer")
-    with pytest.raises(InputError, match="'code' is unknown; known: exact, number, math, choice"):
-        verify_batch(["1"], ["1"], "code")
+    with pytest.raises(InputError, match="'cod' is unknown; known: exact, number, math, choice, code"):
+        verify_batch(["1"], ["1"], "cod")
     with pytest.raises(InputError, match="gold answer 'blue' is no number"):
         is_correct("1", "blue", "number")
 

@@ -1,6 +1,5 @@
 """Answers of kind ``code``: a program cut out of a text, and many programs judged at once."""
 
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,22 +58,16 @@ def whole_program(program: str, question: str, tests: str) -> str:
     return f"{question.rstrip()}\n{body if body[:1] in (' ', chr(9)) else '    ' + body}"
 
 
-def judge_programs(
-    pairs: Sequence[tuple[str, str]], workers: int | None = None, timeout: float | None = None
-) -> dict[tuple[str, str], bool | None]:
-    """The verdict on each (program, tests): None where the sandbox broke.
-
-    Args:
-        workers: programs that run at the same time; None: one per core.
-        timeout: seconds for one program with its tests; None: as the stage says, else 10. What takes longer is wrong.
+def judge_programs(pairs: Sequence[tuple[str, str]], workers: int, timeout: float) -> dict[tuple[str, str], bool | None]:
+    """The verdict on each (program, tests), ``workers`` at a time: None where the sandbox broke.
 
     Raises:
         InputError: if nothing isolates programs here, or tests are empty.
     """
 
-    def judge(pair: tuple[str, str]) -> bool | None:
-        verdict = run_tests(*pair, timeout or SETTINGS.seconds, MEMORY_MB, SETTINGS.i_understand_the_risk)
+    def judged(pair: tuple[str, str]) -> bool | None:
+        verdict = run_tests(*pair, timeout, MEMORY_MB, SETTINGS.i_understand_the_risk)
         return None if verdict.status == "broken" else verdict.passed
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        return dict(zip(pairs, pool.map(judge, pairs), strict=True))
+    with ThreadPoolExecutor(workers) as pool:
+        return dict(zip(pairs, pool.map(judged, pairs), strict=True))

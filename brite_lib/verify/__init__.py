@@ -1,22 +1,26 @@
 """Answers: cut out of a text, and compared with the gold answer. The rules, and what they get wrong: docs/verifiers.md.
 
-Four kinds. ``exact`` compares stripped texts; ``number`` the values of plain numbers (GSM8K); ``choice`` option letters;
+Five kinds. ``exact`` compares stripped texts; ``number`` the values of plain numbers (GSM8K); ``choice`` option letters;
 ``math`` takes lists, brackets, units and words apart and asks math-verify about the formulas, in processes of its own that
-are killed when they exceed their time: sympy can compute for ever inside one C call, where no handler or thread can stop it.
+are killed when they exceed their time: sympy can compute for ever inside one C call, where no handler or thread can stop it. ``code`` runs
+programs in sandboxes (docs/sandbox.md); their gold answer is the problem's tests.
 """
 
 import os
 import re
 from collections.abc import Sequence
 from math import log10
+from typing import Any
 
 from brite_lib.errors import InputError
+from brite_lib.sandbox import extract_program, judge_programs, whole_program
+from brite_lib.sandbox.programs import SETTINGS
 from brite_lib.verify import choice, number, pool
 from brite_lib.verify.equal import numbers_equal
 from brite_lib.verify.extract import math_answer
 from brite_lib.verify.latex import compact, normalise
 
-KINDS = ("exact", "number", "math", "choice")
+KINDS = ("exact", "number", "math", "choice", "code")
 MAX_TEXT = 100_000  # characters at the end of a text in which its answer is looked for
 MAX_LENGTH = 2000  # characters of a math answer that is judged; the longest gold answer of the benchmarks has about 300
 MAX_DEPTH = 60  # brackets within brackets
@@ -36,12 +40,16 @@ def extract_answer(text: str, kind: str = "math", choices: Choices = None) -> st
       mentions in brackets or as a capital, A to J (not the article A or the pronoun I). With ``choices``, the options' texts
       in their order, a text that is one of them is that letter.
 
+    ``code`` does not look for announcements: see :func:`brite_lib.sandbox.extract_program`.
+
     Raises:
         InputError: for an unknown kind.
     """
     _check_kind(kind)
     if kind == "exact":
         return text.strip() or None
+    if kind == "code":
+        return extract_program(text)
     text = text[-MAX_TEXT:]
     if kind == "choice":
         return choice.chosen(text, choices)
@@ -69,25 +77,31 @@ def verify_batch(
 
     Args:
         predictions: extracted answers, or texts that state one; None (nothing extracted) and what cannot be parsed is wrong.
-        golds: gold answers, one per prediction.
-        kind: exact, number, math or choice.
-        workers: processes of kind ``math``; None: one per core, at most 8. They stay for the next call.
-        timeout: seconds for one comparison of kind ``math``; its process is then killed and replaced.
+        golds: gold answers, one per prediction; of kind ``code`` tests, None or empty where there are none.
+        kind: exact, number, math, choice or code.
+        workers: processes of kind ``math``, programs of kind ``code`` that run at once; None: one per core, at most 8.
+        timeout: seconds for one comparison of kind ``math``, whose process is then killed and replaced, or for one program
+            with its tests, which is then wrong.
         choices: the options' texts of each item, kind ``choice`` only; None where only letters count.
 
     Returns:
         True, False, or None for a pair that cannot be judged: longer than :data:`MAX_LENGTH`, or the judge ran out of time or
-        memory, or failed. Evaluations report their share as ``not_judged``; they never count as correct.
+        memory, or failed; a program without tests. Evaluations report their share as ``not_judged``; they never count as correct.
 
     Raises:
-        InputError: for an unknown kind, or a gold answer that is none of this kind.
+        InputError: for an unknown kind, a gold answer that is none of this kind, or programs where nothing isolates them.
         ValueError: for sequences of different lengths.
     """
     _check_kind(kind)
+    workers = workers or min(8, os.cpu_count() or 1)
     options = choices if choices is not None else [None] * len(golds)
     items = [(p, g, tuple(o) if o else None) for p, g, o in zip(predictions, golds, options, strict=True)]
     verdicts: dict[tuple, bool | None] = {}
     pairs: dict[tuple, pool.Pair] = {}
+    if kind == "code":
+        programs = [pair for pair in dict.fromkeys(zip(predictions, golds, strict=True)) if pair[0] is not None and pair[1]]
+        judged = judge_programs(programs, workers, timeout)
+        return [judged.get((prediction, gold)) if prediction is not None else False for prediction, gold, _ in items]
     for item in dict.fromkeys(items):
         prediction, gold, known = item
         if kind == "math":
@@ -99,9 +113,36 @@ def verify_batch(
         else:
             verdicts[item] = _equal(prediction, gold, kind, known)
     if pairs:
-        judged = pool.judge(list(dict.fromkeys(pairs.values())), workers or min(8, os.cpu_count() or 1), timeout)
+        judged = pool.judge(list(dict.fromkeys(pairs.values())), workers, timeout)
         verdicts |= {item: judged[pair] for item, pair in pairs.items()}
     return [verdicts[item] for item in items]
+
+
+def judge(
+    problems: Sequence[dict[str, Any]], texts: Sequence[str | None], kind: str, ended: Sequence[bool] | None = None
+) -> tuple[list[str | None], list[bool | None]]:
+    """What texts answer to problems, and whether that is right.
+
+    Args:
+        problems: rows of :class:`brite_lib.problems.Problem`.
+        texts: where the answer is looked for; None: there is none.
+        ended: whether an answer counts; None: all do. One that does not is wrong.
+
+    Returns:
+        predictions and verdicts, as :func:`extract_answer` and :func:`verify_batch` give them. A program that continues its
+        question is the prediction together with it, and has the stage's ``program_seconds``.
+    """
+    choices = [problem.get("choices") for problem in problems]
+    predictions = [None if text is None else extract_answer(text, kind, options) for text, options in zip(texts, choices, strict=True)]
+    golds, timeout = [problem["answer"] for problem in problems], 5.0
+    if kind == "code":
+        golds, timeout = [problem.get("tests") for problem in problems], SETTINGS.seconds
+        predictions = [
+            program and whole_program(program, problem["question"], problem.get("tests") or "")
+            for program, problem in zip(predictions, problems, strict=True)
+        ]
+    counted = predictions if ended is None else [p if end else None for p, end in zip(predictions, ended, strict=True)]
+    return predictions, verify_batch(counted, golds, kind, timeout=timeout, choices=choices)
 
 
 def not_judged(verdicts: Sequence[bool | None]) -> float:
