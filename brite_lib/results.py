@@ -161,9 +161,10 @@ def _training_cost(evaluation: Path, run_dir: Path) -> dict[str, float]:
     A stage that trained something and answered itself (DRR) counts as the one that made the model; its seconds include its answers.
     """
     run_dir = run_dir.resolve()
+    project = run_dir.parents[1]  # paths in records are relative to it; the run may be another clone's
     total = dict.fromkeys(COSTS, 0.0)
     record = read_record(evaluation)
-    todo, seen = [evaluation if record["tokens_trained"] else resolve_path(record["params"]["model"])], set()
+    todo, seen = [evaluation if record["tokens_trained"] else project / record["params"]["model"]], set()
     while todo:
         record_path = todo.pop().resolve().with_name("stage.json")
         if record_path in seen or not record_path.is_relative_to(run_dir) or not record_path.is_file():
@@ -172,7 +173,7 @@ def _training_cost(evaluation: Path, run_dir: Path) -> dict[str, float]:
         record = read_record(record_path)
         for name in COSTS:
             total[name] += math.nan if record.get(name) is None else record[name]  # a record before FLOPs were counted
-        todo += [resolve_path(path) for path in record["inputs"]]
+        todo += [project / path for path in record["inputs"]]
     return total
 
 

@@ -132,3 +132,11 @@ def test_a_stage_that_trains_and_answers_is_its_own_cost(tmp_path):
     rows = [row for row in collect(tmp_path / "run") if row["method"] == "drr"]
     assert {row["metric"]: row["mean"] for row in rows} == {"pass@1": 1.0, "greedy": 1.0}
     assert {(row["seconds"], row["tokens_generated"], row["tokens_trained"]) for row in rows} == {(17.0, 140.0, 70.0)}
+
+
+def test_a_run_of_another_clone_has_its_costs(tmp_path):
+    run = tmp_path / "outputs" / "run"
+    made = run / "seed0" / "rs"
+    write_stage(made, seconds=3.0, generated=5)
+    write_evaluation(run / "seed0" / "eval_rs", Path("outputs/run/seed0/rs/model"), "rs", [[True]], [True])
+    assert {(row["seconds"], row["tokens_generated"]) for row in collect(run)} == {(3.0, 5.0)}
