@@ -217,6 +217,8 @@ def _environment(device: str | None) -> dict[str, str]:
         "BRITE_LAUNCHER_PID": os.environ.get("BRITE_LAUNCHER_PID", str(os.getpid())),  # it dies with this process
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no further process below the worker, and a schedule that repeats
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_COLOR": "0",
+        "VLLM_LOGGING_LEVEL": "INFO",  # TRL turns it down for the whole process
         "HF_HUB_OFFLINE": "1",  # the model is a directory
     }
     if device is not None:
