@@ -2,7 +2,8 @@
 
     python benchmarks/verify_batch.py [--problems 500] [--samples 8] [--data PATH] [--workers N]
 
-Gold answers are those of MATH-500 (``--data``, a local copy, or the hub). The samples of a problem are its gold answer rewritten
+Gold answers are those of ``--data`` (a path, or a name on the hub), by default of a copy of MATH-500 in ../shared/data, and made up
+where there is none. The samples of a problem are its gold answer rewritten
 (``\\dfrac``, spaces, a box) or changed (a digit, a sign), drawn with the seed as a model of the given pass@1 would: wrong answers
 repeat too. The ratio is split into what comes from judging equal pairs once, from deciding equal writings and plain numbers
 without sympy, and from the processes.
@@ -20,12 +21,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from math_verify import parse, verify
 
+from brite_lib.params import PROJECT_ROOT
 from brite_lib.problems import load_problems
 from brite_lib.verify import pool, verify_batch
 from brite_lib.verify.equal import equal
 from brite_lib.verify.latex import normalise
 
+MATH_500 = PROJECT_ROOT.parent / "shared" / "data" / "math500"
 Pairs = list[tuple[str, str]]
+
+
+def made(count: int, seed: int) -> list[str]:
+    """Gold answers like those of MATH: integers, fractions, roots, pairs, expressions, intervals."""
+    rng, forms = (
+        random.Random(seed),
+        ("{a}", "{a}", r"\frac{{{a}}}{{{b}}}", r"{a}\sqrt{{{b}}}", "({a}, {b})", "{a}x + {b}", "({a},{c}]", r"{a}\pi"),
+    )
+    return [rng.choice(forms).format(a=rng.randint(2, 99), b=rng.randint(2, 99), c=rng.randint(100, 999)) for _ in range(count)]
 
 
 def rewritten(gold: str, rng: random.Random) -> str:
@@ -71,15 +83,17 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=500)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--accuracy", type=float, default=0.6, help="share of rewritten gold answers among the samples")
-    parser.add_argument("--data", default="math500", help="path or name of the problems whose answers are the gold ones")
+    parser.add_argument("--data", help="path or name of the problems whose answers are the gold ones")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    golds = list(load_problems(options.data, "test", limit=options.problems)["answer"])
+    data = options.data or (str(MATH_500) if MATH_500.is_dir() else None)
+    golds = list(load_problems(data, "test", limit=options.problems)["answer"]) if data else made(options.problems, options.seed)
     pairs = samples(golds, options.samples, options.accuracy, options.seed)
     different = list(dict.fromkeys(pairs))
     predictions, right = map(list, zip(*pairs, strict=True))
+    print(f"gold answers: {'MATH-500' if data == str(MATH_500) else data or 'made up'}")
     print(f"{len(pairs)} pairs, {len(different)} different, {options.workers} workers, {os.cpu_count()} cores, seed {options.seed}")
     verify_batch(["x+1"] * options.workers, [f"x+{i + 2}" for i in range(options.workers)], workers=options.workers)  # they start
     for pair in different[:20]:
