@@ -22,7 +22,7 @@ from brite_lib.verify.latex import compact, normalise
 
 KINDS = ("exact", "number", "math", "choice", "code")
 MAX_TEXT = 100_000  # characters at the end of a text in which its answer is looked for
-MAX_LENGTH = 2000  # characters of a math answer that is judged; the longest gold answer of the benchmarks has about 300
+MAX_LENGTH = 2000  # characters of a math answer that is judged; the longest gold answer of MATH and OlympiadBench has 204
 MAX_DEPTH = 60  # brackets within brackets
 Choices = Sequence[str] | None
 

@@ -15,7 +15,7 @@ ROUNDING = 1e-6  # two decimals, one of which has six places or more, may differ
 _OPEN, _CLOSE = {"(": "(", "[": "[", r"\{": "{", "{": "{"}, {")": ")", "]": "]", r"\}": "}", "}": "}"}
 _RELATION = re.compile(r"\\leq|\\geq|<|>|\\in(?![a-z])|\\neq")
 _NAME = re.compile(  # x, x_1, f(x), \angle A, (x,y), \text{area}
-    r"\\?[A-Za-z]+'*(?:\s?_\s?(?:\w|\{[^{}]*\}))?(?:\s?\([\w\s,+-]*\))?|"
+    r"\\?[A-Za-z]+'*(?:\s?_\s?(?:\w|\{[^{}]*\}))?(?:\^\{-1\})?(?:\s?\([\w\s,+-]*\))?|"
     r"\\angle\s?[A-Z\s]+|\([a-zA-Z](?:,\s?[a-zA-Z])+\)|\\text\{[^{}]*\}"
 )
 _FUNCTIONS = re.compile(
