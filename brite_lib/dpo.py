@@ -19,7 +19,7 @@ from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text
 from brite_lib.models import attach_lora, check_vocabulary, merged
-from brite_lib.params import DpoParams
+from brite_lib.params import DpoParams, resolve_path
 from brite_lib.rollouts import generate, open_sampler, sample_seed
 from brite_lib.sft import TrainerLog, plain_forward, trainer_settings
 from brite_lib.tables import PAIRS, read_pairs, write_table
@@ -33,14 +33,17 @@ OF_EACH = ("rationale", "answer_text", "finished", "sample", "rationale_ids", "a
 def draw_pairs(
     problems: Sequence[dict[str, Any]], template: RationaleTemplate, params: DpoParams, directory: str | Path
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Sample N times per problem from the sampler, and :func:`make_pairs`; done once and kept in ``directory``.
+    """Sample N times per problem from the sampler, and :func:`make_pairs`; done once and kept in ``directory``. Or read ``params.pairs``.
 
     Args:
         directory: where an interrupted run of the same parameters and inputs left ``pairs.parquet``, if it came so far.
 
     Raises:
-        InputError: if the sampler has other tokens than the model, or no problem has a contrast.
+        InputError: if the sampler has other tokens than the model, or no problem has a contrast; if the pairs to be read are none, or
+            have tokens that the model lacks.
     """
+    if params.pairs:
+        return _given_pairs(params.pairs, len(template.tokenizer))
     table, report_path = Path(directory) / "pairs.parquet", Path(directory) / "pairs.json"
     if not table.is_file():
         if params.sampler:
@@ -56,6 +59,18 @@ def draw_pairs(
     else:
         costs.add(json.loads(report_path.read_text(encoding="utf-8"))["flops"])
     return read_pairs(table), json.loads(report_path.read_text(encoding="utf-8"))["report"]
+
+
+def _given_pairs(path: str, vocabulary: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    path = resolve_path(path)
+    pairs = read_pairs(path)
+    if not pairs:
+        raise InputError(f"pairs: {path}: has no pair")
+    for number, pair in enumerate(pairs, start=1):
+        ids = _token_ids(pair)
+        if max(max(values, default=0) for values in ids.values()) >= vocabulary:
+            raise InputError(f"pairs: {path}: row {number}: has token ids of another model: this one has {vocabulary} tokens")
+    return pairs, {"problems": len({pair["id"] for pair in pairs}), "pairs": len(pairs), "tokens": 0}
 
 
 def make_pairs(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]:

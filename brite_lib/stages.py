@@ -79,6 +79,7 @@ OWNED = {
     "reward_weighted": "methods",
     "sampler": "methods",
     "retokenise": "methods",
+    "pairs": "methods",
 }
 
 

@@ -1,5 +1,9 @@
-"""The tables that stages exchange or keep (design section 6), as parquet with a checked schema."""
+"""The tables that stages exchange or keep (design section 6), as parquet with a checked schema.
 
+What a person picked in the rationale browser comes as JSON lines of the same columns: a name that ends in ``.jsonl`` is read so.
+"""
+
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,25 +96,13 @@ def write_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: str | P
         InputError: one sentence naming the file, the row (counted from 1) and the column: unknown column, missing
             value, wrong type.
     """
-    for number, row in enumerate(rows, start=1):
-        for name in row.keys() - set(schema.names):
-            raise InputError(f"{path}: row {number}: {name}: is no column of this table{suggestion(name, schema.names)}")
-    columns = []
-    for field in schema:
-        values = [row.get(field.name) for row in rows]
-        if not field.nullable and None in values:
-            raise InputError(f"{path}: row {values.index(None) + 1}: {field.name}: is missing")
-        try:
-            columns.append(pa.array(values, field.type))
-        except (pa.ArrowException, TypeError, OverflowError):
-            number, error = next((i, e) for i, value in enumerate(values, start=1) if (e := _misfit(value, field.type)))
-            raise InputError(f"{path}: row {number}: {field.name}: must be {field.type}: {error}") from None
+    columns = _columns(rows, schema, path)
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary)
 
 
 def read_rationales(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a ``rationales.parquet``.
+    """The rows of a ``rationales.parquet``, or of JSON lines.
 
     Raises:
         InputError: one sentence naming the file and the column or row, if it is missing, truncated or another table.
@@ -128,9 +120,28 @@ def read_pairs(path: str | Path) -> list[dict[str, Any]]:
     return _read(path, PAIRS)
 
 
+def _columns(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: str | Path) -> list[pa.Array]:
+    for number, row in enumerate(rows, start=1):
+        for name in row.keys() - set(schema.names):
+            raise InputError(f"{path}: row {number}: {name}: is no column of this table{suggestion(name, schema.names)}")
+    columns = []
+    for field in schema:
+        values = [row.get(field.name) for row in rows]
+        if not field.nullable and None in values:
+            raise InputError(f"{path}: row {values.index(None) + 1}: {field.name}: is missing")
+        try:
+            columns.append(pa.array(values, field.type))
+        except (pa.ArrowException, TypeError, OverflowError):
+            number, error = next((i, e) for i, value in enumerate(values, start=1) if (e := _misfit(value, field.type)))
+            raise InputError(f"{path}: row {number}: {field.name}: must be {field.type}: {error}") from None
+    return columns
+
+
 def _read(path: str | Path, schema: pa.Schema) -> list[dict[str, Any]]:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
+    if Path(path).suffix == ".jsonl":
+        return pa.Table.from_arrays(_columns(_json_lines(path), schema, path), schema=schema).to_pylist()
     try:
         with pq.ParquetFile(path) as file:
             table = file.read()
@@ -151,6 +162,21 @@ def _read(path: str | Path, schema: pa.Schema) -> list[dict[str, Any]]:
         if not field.nullable and column.null_count:
             raise InputError(f"{path}: row {column.is_valid().index(False).as_py() + 1}: {field.name}: is missing")
     return pa.Table.from_arrays(columns, names=schema.names).to_pylist()
+
+
+def _json_lines(path: str | Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):  # text may hold other line ends
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: line {number}: is no JSON object")
+        rows.append(row)
+    return rows
 
 
 def _misfit(value: Any, kind: pa.DataType) -> str:

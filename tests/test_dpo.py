@@ -114,6 +114,21 @@ def test_a_sample_that_could_not_be_judged_is_in_no_pair_and_counted():
     assert (report["not_judged"], report["correct"], report["problems"]) == (0.5, 0.25, 1)
 
 
+def test_given_pairs_are_read_and_no_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(dpo, "load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    template, path = load_template(BASE), tmp_path / "pairs.jsonl"
+    pairs, _ = make_pairs([sample("a", k, k == 0) for k in range(3)], seed=0)
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    params = DpoParams.parse({"pairs": str(path)})
+    assert draw_pairs([], template, params, tmp_path) == (pairs, {"problems": 1, "pairs": 1, "tokens": 0})
+    path.write_text(json.dumps(pairs[0] | {"rejected_answer_ids": [10**6]}))
+    with pytest.raises(InputError, match="row 1: has token ids of another model"):
+        draw_pairs([], template, params, tmp_path)
+    path.write_text("")
+    with pytest.raises(InputError, match="has no pair"):
+        draw_pairs([], template, params, tmp_path)
+
+
 def test_pairs_are_drawn_once_and_from_the_sampler(tmp_path, monkeypatch):
     problems, template = load_problems("toy:easy", "validation", limit=6), load_template(BASE)
     params = DpoParams.parse({"samples": 6, "seed": 3})

@@ -1,3 +1,5 @@
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -78,6 +80,21 @@ def test_bad_files_are_named(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows, pa.schema([field.with_nullable(True) for field in RATIONALES])), path)
     with pytest.raises(InputError, match="row 2: gold: is missing"):
         read_rationales(path)
+
+
+def test_json_lines_are_read_like_parquet(tmp_path):
+    path = tmp_path / "rationales.jsonl"
+    strange = SAMPLED | {"rationale": "a\u2028b\r\nc", "seed": 2**63 - 1}
+    path.write_text(json.dumps(strange, ensure_ascii=False) + "\n\n" + json.dumps(HUMAN) + "\n", encoding="utf-8")
+    assert read_rationales(path) == [strange, dict.fromkeys(RATIONALES.names) | HUMAN]
+    for line, words in [
+        ('{"id": "a"', "line 1: is no JSON object"),
+        ("3", "line 1: is no"),
+        ('{"id": "a"}', "row 1: question: is missing"),
+    ]:
+        path.write_text(line)
+        with pytest.raises(InputError, match=f"rationales.jsonl: {words}"):
+            read_rationales(path)
 
 
 def test_pandas_written_tables_are_read(tmp_path):

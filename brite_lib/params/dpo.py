@@ -17,6 +17,7 @@ class DpoParams(SamplingStageParams):
     start_from: Literal["sampler", "model"] = Field(
         "sampler", description="what learns and is its own reference: the sampler, whose pairs these are, or θ (the paper does not say)"
     )
+    pairs: str = Field("", description="a pairs.parquet, or pairs.jsonl from the rationale browser; empty: drawn here")
     samples: Annotated[int, Field(ge=2)] = Field(30, description="N, rationales and answers per problem (the paper's 30)")
     beta: PositiveFloat = Field(0.1, description="β of the loss: how much a log-ratio to the reference counts")
     epochs: PositiveFloat = Field(4, description="passes over the pairs")

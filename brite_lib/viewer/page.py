@@ -157,7 +157,7 @@ def _blocks(values: np.ndarray) -> str:
 
 def _label(row: dict[str, Any]) -> str:
     round_ = f" round {row['round']}" if row["round"] > 1 else ""
-    return f"{_visible(row['source']) or 'unnamed'}{round_} #{row['sample']}"
+    return f"{_line(row['source'], 40) or 'unnamed'}{round_} #{row['sample']}"
 
 
 def _line(text: str, length: int) -> str:

@@ -46,6 +46,7 @@ threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 temperature: float = 1.0  # sampling temperature of the pairs
 sampler: str = ""  # model that the pairs are drawn from: Q_ψ for BRiTE-DPO; empty: the model itself
 start_from: str = "sampler"  # what learns and is its own reference: the sampler, or model: θ (the paper does not say)
+pairs: str = ""  # a pairs.parquet, or pairs.jsonl from the rationale browser; empty: drawn here
 samples: int = 30  # N, rationales and answers per problem
 beta: float = 0.1  # β of the loss: how much a log-ratio to the reference counts
 epochs: float = 4  # passes over the pairs
@@ -81,20 +82,22 @@ problems = load_problems(params.data, params.split, params.limit)
 stage.add_model(params.model)
 if params.sampler:
     stage.add_model(params.sampler)
+if params.pairs:
+    stage.add_input(params.pairs)
 template = load_template(params.model, params.template)
 checkpoints = stage.checkpoints()
 
 # %% [markdown]
 # ## Pairs
 #
-# Sampled once: a run that was killed in training finds its pairs beside its checkpoints.
+# Sampled once: a run that was killed in training finds its pairs beside its checkpoints. `pairs` takes pairs that a person picked in
+# the rationale browser instead.
 
 # %%
 pairs, report = draw_pairs(problems, template, params, checkpoints)
 write_table(pairs, PAIRS, stage.path("pairs.parquet"))
 stage.count(tokens_generated=report["tokens"])
-print(f"{report['pairs']} of {report['problems']} problems have a pair; without contrast: "
-      f"{report['all_correct']} always right, {report['all_wrong']} always wrong")  # fmt: skip
+print(f"{report['pairs']} pairs, from {report['problems']} problems; a problem that is always right or always wrong has none")
 report
 
 # %%

@@ -2,7 +2,7 @@
 
 import { passAtK } from "./data.js";
 import { wordDiff } from "./diff.js";
-import { h, number, percent, plural, visible } from "./dom.js";
+import { h, number, percent, plural, short, visible } from "./dom.js";
 import { available, legend, tokenCard, tokenSpans } from "./heat.js";
 import { BADGES, badge } from "./list.js";
 
@@ -25,8 +25,8 @@ export function drawDetail(view) {
 
 function heading(view, i) {
   const partner = view.table.problems.get(view.table.value(i, "id")).length > 1;
-  return h("header", { class: "heading" }, h("h2", {}, visible(view.table.label(i))), badge(view.table.status(i)),
-    h("span", { class: "muted" }, visible(view.table.value(i, "id"))),
+  return h("header", { class: "heading" }, h("h2", {}, short(view.table.label(i))), badge(view.table.status(i)),
+    h("span", { class: "muted" }, short(view.table.value(i, "id"), 200)),
     h("span", { class: "spring" }),
     h("button", { type: "button", "aria-pressed": String(view.marked.has(i)), title: "x", onclick: () => view.mark() }, "Select"),
     partner ? h("button", { type: "button", "aria-pressed": String(view.comparing), title: "d", onclick: () => view.compare() }, "Compare") : null);
@@ -127,7 +127,7 @@ function comparison(view, i) {
   view.partner = other;
   if (!table.ready) return [h("p", { class: "muted" }, "unpacking …")];
   const choice = h("select", { "aria-label": "Compare with", onchange: (event) => view.compareWith(Number(event.target.value)) },
-    siblings.map((row) => h("option", { value: row, selected: row === other }, `${visible(table.label(row))} · ${BADGES[table.status(row)]}`)));
+    siblings.map((row) => h("option", { value: row, selected: row === other }, `${short(table.label(row))} · ${BADGES[table.status(row)]}`)));
   const parts = wordDiff(table.rationale(other), table.rationale(i));
   const side = (kind, element) => h("div", { class: "rationale plain", dir: "auto", tabindex: "0", role: "group", "aria-label": kind === "a" ? "Compared with" : "This rationale" },
     parts.filter((part) => part.kind === "same" || part.kind === kind).map((part) => (part.kind === "same" ? visible(part.text) : h(element, {}, visible(part.text)))));
@@ -135,7 +135,7 @@ function comparison(view, i) {
   const whole = parts.reduce((sum, { text }) => sum + text.length, 0);
   return [h("div", { class: "sides" },
     h("section", {}, h("div", { class: "side-title" }, choice), side("a", "del"), predicted(table, other)),
-    h("section", {}, h("div", { class: "side-title" }, h("strong", {}, visible(table.label(i))), badge(table.status(i))), side("b", "ins"), predicted(table, i))),
+    h("section", {}, h("div", { class: "side-title" }, h("strong", {}, short(table.label(i))), badge(table.status(i))), side("b", "ins"), predicted(table, i))),
     h("p", { class: "muted small" }, `${percent(whole ? shared / whole : 1)} of the characters are in both`)];
 }
 
@@ -171,13 +171,13 @@ function problemDetail(view, { problem, rows }) {
   const votes = new Map();
   for (const i of rows) votes.set(table.value(i, "prediction"), [...(votes.get(table.value(i, "prediction")) ?? []), i]);
   return [
-    h("header", { class: "heading" }, h("h2", {}, visible(problem)), h("span", { class: "muted" }, plural(rows.length, "rationale"))),
+    h("header", { class: "heading" }, h("h2", {}, short(problem)), h("span", { class: "muted" }, plural(rows.length, "rationale"))),
     question(view, rows[0]),
     h("p", {}, "right answer ", h("code", {}, visible(table.value(rows[0], "gold"))), rates.length ? ` · ${rates.join(" · ")}` : ""),
     h("table", { class: "votes" }, h("thead", {}, h("tr", {}, ["predicted", "verdict", "rationales"].map((title) => h("th", { scope: "col" }, title)))),
       h("tbody", {}, [...votes].sort((a, b) => b[1].length - a[1].length).map(([prediction, voters]) =>
-        h("tr", {}, h("td", {}, prediction === null ? h("span", { class: "muted" }, "none") : h("code", {}, visible(prediction))), h("td", {}, badge(table.status(voters[0]))),
-          h("td", {}, voters.slice(0, 40).map((i) => h("button", { type: "button", class: "link", onclick: () => view.show(i) }, visible(table.label(i)))),
+        h("tr", {}, h("td", {}, prediction === null ? h("span", { class: "muted" }, "none") : h("code", {}, short(prediction, 200))), h("td", {}, badge(table.status(voters[0]))),
+          h("td", {}, voters.slice(0, 40).map((i) => h("button", { type: "button", class: "link", onclick: () => view.show(i) }, short(table.label(i)))),
             voters.length > 40 ? ` and ${voters.length - 40} more` : ""))))),
   ];
 }

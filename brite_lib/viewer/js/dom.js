@@ -21,6 +21,11 @@ export function visible(text) {
   });
 }
 
+// One line that fits a label.
+export function short(text, length = 60) {
+  return visible(text.length > length ? `${text.slice(0, length)}…` : text).replace(/\s+/g, " ");
+}
+
 // A token as people need to see it: blanks are drawn where a token is nothing but blanks.
 export function visibleToken(text) {
   if (text === "") return "∅";

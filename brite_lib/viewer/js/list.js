@@ -1,7 +1,7 @@
 // The list of rationales: only the lines in sight exist as elements, so twenty thousand cost as much as twenty.
 
 import { passAtK } from "./data.js";
-import { h, number, percent, visible } from "./dom.js";
+import { h, number, percent, short, visible } from "./dom.js";
 
 const LINE = 48; // pixels, as in viewer.css
 const SPARE = 6; // lines drawn above and below those in sight
@@ -60,8 +60,8 @@ export class RationaleList {
     const told = typeof value === "number" ? `${column === "num_tokens" ? "" : `${column} `}${number(value)}${column === "num_tokens" ? " tokens" : ""}` : "";
     const { tags, note } = annotations.of(i);
     return h("div", { role: "option", class: "line row", "aria-selected": String(marked.has(i)) },
-      h("div", { class: "top" }, badge(table.status(i)), h("span", { class: "label" }, visible(table.label(i))),
-        tags.map((tag) => h("span", { class: "tag" }, visible(tag))), note ? h("span", { class: "tag", title: visible(note) }, "note") : null,
+      h("div", { class: "top" }, badge(table.status(i)), h("span", { class: "label" }, short(table.label(i))),
+        tags.map((tag) => h("span", { class: "tag" }, short(tag, 20))), note ? h("span", { class: "tag", title: short(note, 300) }, "note") : null,
         h("span", { class: "told" }, told)),
       h("div", { class: "preview", dir: "auto" }, preview(table.ready || table.textPlaces.others[i] !== undefined ? table.rationale(i) : table.value(i, "question"))));
   }
@@ -73,7 +73,7 @@ export class RationaleList {
     const k = judged.length >= 4 ? 4 : 2;
     const rate = judged.length >= k && judged.length > 1 ? ` · pass@${k} ${percent(passAtK(judged.length, right, k))}` : "";
     return h("div", { role: "option", class: "line problem", "aria-selected": "false", "aria-expanded": String(!closed) },
-      h("div", { class: "top" }, h("span", { class: "label" }, `${closed ? "▸" : "▾"} ${visible(problem)}`),
+      h("div", { class: "top" }, h("span", { class: "label" }, `${closed ? "▸" : "▾"} ${short(problem)}`),
         h("span", { class: "told" }, judged.length ? `${right} of ${judged.length} correct${rate}` : `${rows.length} not judged`)),
       h("div", { class: "preview", dir: "auto" }, preview(table.value(rows[0], "question"))));
   }

@@ -9,7 +9,7 @@ const TERM = /\s*(-?)(?:([A-Za-z_][\w/.@-]*?)(!=|>=|<=|[:=<>]))?("(?:[^"\\]|\\.)
 // fields: Map of name to {kind: "number" | "bool" | "text" | "list", get(row)}. Returns a test of one row.
 // Throws an Error with one sentence for a person.
 export function parseQuery(text, fields) {
-  const tests = [];
+  const [fast, slow] = [[], []]; // whole texts are searched last
   TERM.lastIndex = 0;
   while (TERM.lastIndex < text.length) {
     const at = TERM.lastIndex;
@@ -18,9 +18,9 @@ export function parseQuery(text, fields) {
     if (!whole.trim()) throw new Error(`Cannot read "${text.slice(at).trim()}".`);
     if (value === undefined) throw new Error(field ? `A value is missing after "${field}${operator}".` : `There is nothing after "${whole.trim()}".`);
     const test = field ? fieldTest(field, operator, value, fields) : containsTest(fields.get("text"), [unquote(value)]);
-    tests.push(minus ? (row) => !test(row) : test);
+    (test.slow ? slow : fast).push(minus ? (row) => !test(row) : test);
   }
-  return (row) => tests.every((test) => test(row));
+  return (row) => fast.every((test) => test(row)) && slow.every((test) => test(row));
 }
 
 function fieldTest(given, operator, value, fields) {
@@ -42,10 +42,11 @@ function fieldTest(given, operator, value, fields) {
 
 function containsTest(field, values) {
   const wanted = values.map((value) => value.toLowerCase());
-  return (row) => {
+  const test = (row) => {
     const text = field.lower ? field.lower(row) : (field.get(row) ?? "").toLowerCase();
     return wanted.some((value) => text.includes(value));
   };
+  return Object.assign(test, { slow: true });
 }
 
 function wholeTest(field, values, wildcards) {

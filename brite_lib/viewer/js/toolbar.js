@@ -1,7 +1,7 @@
 // The lines above the list: filter, order, flips; and the dialogs for keys, pass@k and export.
 
 import { flips, passRates, sourceName } from "./data.js";
-import { h, percent, plural, visible } from "./dom.js";
+import { h, percent, plural, short, visible } from "./dom.js";
 import { FORMATS, download, exported } from "./export.js";
 
 const button = (title, key, action, more = {}) => h("button", { type: "button", title: key, onclick: action, ...more }, title);
@@ -13,7 +13,7 @@ export function toolbar(view) {
   });
   const problem = h("div", { class: "problem-line", id: `${view.name}-problem`, role: "alert" });
   const order = h("select", { "aria-label": "Sort by", onchange: () => view.sortBy(order.value || null) },
-    h("option", { value: "" }, "table order"), [...view.fields.keys()].filter((name) => !["text", "rationale"].includes(name)).sort().map((name) => h("option", { value: name }, visible(name))));
+    h("option", { value: "" }, "table order"), [...view.fields.keys()].filter((name) => !["text", "rationale"].includes(name)).sort().map((name) => h("option", { value: name }, short(name))));
   const direction = button("↑", "r", () => view.reverse(), { "aria-label": "Reverse the order" });
   const group = button("Group", "g", () => view.group(), { "aria-pressed": "false" });
   const flip = button("Flips", "f", () => view.flip(), { "aria-pressed": "false" });
@@ -30,7 +30,7 @@ export function flipBar(view) {
   const sources = [...new Set(Array.from({ length: view.table.count }, (_, i) => sourceName(view.table, i)))];
   const { from, to, kind, found } = view.flips;
   const choice = (title, chosen, set) => h("select", { "aria-label": title, onchange: (event) => set(event.target.value) },
-    sources.map((name) => h("option", { value: name, selected: name === chosen }, visible(name))));
+    sources.map((name) => h("option", { value: name, selected: name === chosen }, short(name))));
   const pick = (name, title) => h("button", { type: "button", "aria-pressed": String(kind === name), onclick: () => view.setFlips({ kind: name }) }, `${title} (${found[name].length})`);
   return h("div", { class: "flips", role: "group", "aria-label": "Flips" },
     h("label", {}, "from ", choice("from", from, (name) => view.setFlips({ from: name }))),
@@ -84,7 +84,7 @@ export function openRates(view) {
   openDialog(view, "pass@k of what is shown",
     rates.length
       ? h("table", { class: "rates" }, h("thead", {}, h("tr", {}, ["source", "problems", "rationales", ...all.map((k) => `pass@${k}`)].map((title) => h("th", { scope: "col" }, title)))),
-          h("tbody", {}, rates.map((source) => h("tr", {}, h("th", { scope: "row" }, visible(source.source)), h("td", {}, source.problems), h("td", {}, source.samples),
+          h("tbody", {}, rates.map((source) => h("tr", {}, h("th", { scope: "row" }, short(source.source)), h("td", {}, source.problems), h("td", {}, source.samples),
             all.map((k) => cell(source.rates.find((rate) => rate.k === k), source.problems))))))
       : h("p", {}, "Nothing that is shown has been judged."),
     h("p", { class: "muted small" }, "Unbiased: 1 − C(n−c, k)/C(n, k), mean over problems with at least k judged rationales (their number in brackets where it is not all). A filter on the verdict changes n and c."));

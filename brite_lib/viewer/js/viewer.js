@@ -70,7 +70,7 @@ class Viewer {
 
   filterSoon(text) {
     clearTimeout(this.soon);
-    this.soon = setTimeout(() => this.filter(text), 120);
+    this.soon = setTimeout(() => this.filter(text), 60);
   }
 
   filter(text) {
