@@ -1,6 +1,6 @@
 """What the rationale browser can show: any table with the columns of design section 6, checked in one place.
 
-A table is the path of a parquet file, a Dataset, a DataFrame, a list of row dicts, or a list of paths that belong together (several
+A table is the path of a parquet file, an arrow table, a Dataset, a DataFrame, a list of row dicts, or a list of paths that belong together (several
 methods on the same problems). Unknown columns of one value per row are kept, to be sorted and filtered by.
 """
 
@@ -19,7 +19,7 @@ from brite_lib.errors import InputError
 from brite_lib.params import suggestion
 from brite_lib.tables import PREDICTIONS, RATIONALES
 
-Rows = str | Path | datasets.Dataset | pd.DataFrame | Sequence[Mapping[str, Any]] | Sequence[str | Path]
+Rows = str | Path | pa.Table | datasets.Dataset | pd.DataFrame | Sequence[Mapping[str, Any]] | Sequence[str | Path]
 
 KNOWN = {field.name: field.type for schema in (PREDICTIONS, RATIONALES) for field in schema}
 REQUIRED = ("id", "question", "gold", "rationale", "correct", "finished", "source")
@@ -39,7 +39,9 @@ def read_rows(table: Rows) -> pa.Table:
     if isinstance(table, str | Path):
         return _checked(_parquet(table), f"{table}: ")
     if isinstance(table, datasets.Dataset):
-        return _checked(table.with_format("arrow")[:], "")
+        table = table.with_format("arrow")[:]
+    if isinstance(table, pa.Table):
+        return _checked(table, "")
     if isinstance(table, pd.DataFrame):
         return _checked(_from_rows(table.astype(object).where(table.notna(), None).to_dict("records")), "")
     if not isinstance(table, Sequence):

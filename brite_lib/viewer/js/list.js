@@ -72,9 +72,10 @@ export class RationaleList {
     const right = judged.filter((i) => table.value(i, "correct")).length;
     const k = judged.length >= 4 ? 4 : 2;
     const rate = judged.length >= k && judged.length > 1 ? ` · pass@${k} ${percent(passAtK(judged.length, right, k))}` : "";
-    return h("div", { role: "option", class: "line problem", "aria-selected": "false", "aria-expanded": String(!closed) },
-      h("div", { class: "top" }, h("span", { class: "label" }, `${closed ? "▸" : "▾"} ${short(problem)}`),
-        h("span", { class: "told" }, judged.length ? `${right} of ${judged.length} correct${rate}` : `${rows.length} not judged`)),
+    const told = judged.length ? `${right} of ${judged.length} correct${rate}` : `${rows.length} not judged`;
+    return h("div", { role: "option", class: "line problem", "aria-selected": "false" },
+      h("div", { class: "top" }, h("span", { "aria-hidden": "true" }, closed ? "▸" : "▾"), h("span", { class: "label" }, short(problem)),
+        h("span", { class: "spoken" }, closed ? "closed" : "open"), h("span", { class: "told" }, told)),
       h("div", { class: "preview", dir: "auto" }, preview(table.value(rows[0], "question"))));
   }
 

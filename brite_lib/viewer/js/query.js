@@ -26,7 +26,7 @@ export function parseQuery(text, fields) {
 function fieldTest(given, operator, value, fields) {
   const name = fields.has(given) ? given : (ALIASES[given] ?? given);
   const field = fields.get(name);
-  if (!field) throw new Error(`There is no column "${given}"${nearest(given, [...fields.keys(), ...Object.keys(ALIASES)])}.`);
+  if (!field) throw new Error(`There is no column "${given}"${nearest(given, [...fields.keys(), ...Object.keys(ALIASES)])}`);
   if (value === "null") {
     if (![":", "=", "!="].includes(operator)) throw new Error(`"${given}${operator}null" cannot be compared; write ${given}:null.`);
     return (row) => isMissing(field.get(row)) !== (operator === "!=");
@@ -98,7 +98,7 @@ function unquote(value) {
 
 function nearest(given, names) {
   const close = names.map((name) => [distance(given.toLowerCase(), name), name]).sort((a, b) => a[0] - b[0])[0];
-  return close && close[0] <= 2 ? `; did you mean "${close[1]}"?` : `; known: ${[...new Set(names)].sort().join(", ")}`;
+  return close && close[0] <= 2 ? `; did you mean "${close[1]}"?` : `; known: ${[...new Set(names)].sort().join(", ")}.`;
 }
 
 function distance(a, b) {
