@@ -1,7 +1,7 @@
 """What the rationale browser can show: any table with the columns of design section 6, checked in one place.
 
-A table is the path of a parquet file, an arrow table, a Dataset, a DataFrame, a list of row dicts, or a list of paths that belong together (several
-methods on the same problems). Unknown columns of one value per row are kept, to be sorted and filtered by.
+A table is the path of a parquet file, an arrow table, a Dataset, a DataFrame, a list of row dicts, or a list of paths that belong
+together (several methods on the same problems). Unknown columns of one value per row are kept, to be sorted and filtered by.
 """
 
 import re

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 HOSTILE = {
     "script": "<script>globalThis.ran = 'script'</script>",
@@ -94,6 +95,7 @@ def of_any_size(rows=20_000, length=300, channels=2, words=30_000):
     ids = rng.choice(words, size=rows * length, p=weights / weights.sum()).astype(np.int32)
     texts = [f" w{number:x}" for number in range(words)]
     offsets = pa.array(np.arange(0, rows * length + 1, length, dtype=np.int32))
+    tokens = pa.ListArray.from_arrays(offsets, pa.DictionaryArray.from_arrays(pa.array(ids), pa.array(texts)).cast(pa.string()))
     theta = -rng.exponential(0.8, rows * length)
     psi = np.minimum(theta + rng.normal(0, 0.3, rows * length), -1e-4)
 
@@ -104,7 +106,7 @@ def of_any_size(rows=20_000, length=300, channels=2, words=30_000):
         "id": [f"p{row // 8:05d}" for row in range(rows)],
         "question": [f"What is the sum of {row // 8} and {row // 8 * 7 % 97}?" for row in range(rows)],
         "gold": [str(row // 8) for row in range(rows)],
-        "rationale": ["".join(map(texts.__getitem__, part)) for part in ids.reshape(rows, length).tolist()],
+        "rationale": pc.binary_join(tokens, ""),
         "answer_text": [str(row) for row in range(rows)],
         "prediction": [str(row) for row in range(rows)],
         "correct": (rng.random(rows) < 0.5).tolist(),
@@ -116,7 +118,7 @@ def of_any_size(rows=20_000, length=300, channels=2, words=30_000):
         "prompt_ids": [list(range(row // 8, row // 8 + 40)) for row in range(rows)],
         "rationale_ids": pa.ListArray.from_arrays(offsets, pa.array(ids)),
         "answer_ids": [[row % 1000, 2] for row in range(rows)],
-        "tokens": pa.ListArray.from_arrays(offsets, pa.DictionaryArray.from_arrays(pa.array(ids), pa.array(texts)).cast(pa.string())),
+        "tokens": tokens,
         "logp_theta": per_token(theta),
         "logp_psi": per_token(psi),
         "logp_answer": (-rng.exponential(2, rows)).tolist(),

@@ -1,4 +1,7 @@
-"""Twenty thousand rationales of 300 tokens. Limits have slack for a busy machine; what was measured is printed and kept."""
+"""Twenty thousand rationales of 300 tokens: how long, how large. What was measured is printed and kept in outputs/browser.
+
+Wall-clock times are reported; what is asserted is the processor time of the page's main thread, which other jobs do not stretch so much.
+"""
 
 import json
 import time
@@ -13,7 +16,7 @@ from brite_lib.viewer.page import write_page
 from brite_lib.viewer.table import read_rows
 
 MEASURED = {}
-SLACK = 4  # CI machines are shared
+SLACK = 2  # of processor time, for slower processors
 FILTER = """async (query) => {
     const root = document.querySelector(".brite-rationales").shadowRoot;
     const [input, count] = [root.querySelector(".filter"), root.querySelector(".count")];
@@ -26,48 +29,56 @@ FILTER = """async (query) => {
 }"""  # noqa: E501
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["two channels", "four channels"])
-def page_file(request, tmp_path_factory):
-    packed = pack(read_rows(of_any_size(channels=request.param)))
-    path = write_page(packed, tmp_path_factory.mktemp("scale") / "rationales.html", "20,000 rationales")
-    return request.param, packed, path
+@pytest.fixture(scope="module")
+def large():
+    return read_rows(of_any_size(channels=4))
 
 
-def test_twenty_thousand_rationales(page_file, visit, chromium):
-    channels, packed, path = page_file
+class MainThread:
+    """Processor seconds of a page's main thread."""
+
+    def __init__(self, page):
+        self.session = page.context.new_cdp_session(page)
+        self.session.send("Performance.setTimeDomain", {"timeDomain": "threadTicks"})
+        self.session.send("Performance.enable")
+
+    def seconds(self):
+        metrics = {one["name"]: one["value"] for one in self.session.send("Performance.getMetrics")["metrics"]}
+        return metrics["TaskDuration"]
+
+
+@pytest.mark.parametrize(("channels", "limit"), [(2, 30), (4, 45)])
+def test_twenty_thousand_rationales(large, visit, tmp_path, channels, limit):
+    packed = pack(large if channels == 4 else large.drop_columns(["advantage", "value"]))
+    path = write_page(packed, tmp_path / "rationales.html", "20,000 rationales")
     megabytes = path.stat().st_size / 1e6
-    assert packed.note == "" and megabytes <= {2: 30, 4: 45}[channels]
+    assert packed.note == "" and megabytes <= limit
 
-    start = time.monotonic()
-    page = visit(path, ready=None)
+    page = visit("about:blank", ready=None)
+    thread, start = MainThread(page), time.monotonic()
+    page.goto(path.as_uri(), wait_until="commit")
     page.locator(".row").first.wait_for()
-    first = time.monotonic() - start
+    first, first_work = time.monotonic() - start, thread.seconds()
     page.locator(".token").first.wait_for()
     whole = time.monotonic() - start
-    page.wait_for_timeout(5000)  # the index of texts is built in the background
-    queries = ["correct:false len>200 kl>2", 'text:"w1f3"', "w2a source:psi", "-correct:true elbo<-10", ""]
-    filters = {query: round(page.evaluate(FILTER, query)) for query in queries}
+    page.wait_for_timeout(8000)  # the index of texts is built in the background
+    filters = {}
+    for query in ("correct:false len>200 kl>2", 'text:"w1f3"', "w2a source:psi", "-correct:true elbo<-10", ""):
+        before = thread.seconds()
+        wall = page.evaluate(FILTER, query)
+        filters[query] = {"wall ms": round(wall), "processor ms": round(1000 * (thread.seconds() - before))}
     memory = renderer_memory()
-    scroll = page.evaluate("""async () => {
-        const list = document.querySelector(".brite-rationales").shadowRoot.querySelector(".list");
-        let worst = 0;
-        for (let at = 0; at < 40; at++) {
-            const start = performance.now();
-            list.scrollTop = at * list.scrollHeight / 40;
-            await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-            worst = Math.max(worst, performance.now() - start);
-        }
-        return worst;
-    }""")
     assert page.evaluate("document.querySelector('.brite-rationales').shadowRoot.querySelectorAll('.line').length") < 60
     MEASURED[f"{channels} channels"] = {
-        "file MB": round(megabytes, 1), "first rows s": round(first, 2), "tokens s": round(whole, 2), "filter ms": filters,
-        "renderer memory MB": round(memory), "worst scroll frame ms": round(scroll),
+        "file MB": round(megabytes, 1), "first rows s": round(first, 2), "first rows processor s": round(first_work, 2),
+        "tokens s": round(whole, 2), "filter": filters, "renderer memory MB": round(memory),
         "load average": psutil.getloadavg()[0], "cores": psutil.cpu_count(),
     }  # fmt: skip
     print(json.dumps(MEASURED, indent=1))
     (ARTEFACTS / "scale.json").write_text(json.dumps(MEASURED, indent=1), encoding="utf-8")
-    assert first < 2 * SLACK and max(filters.values()) < 200 * SLACK and memory < 500
+    assert memory < 500
+    assert first_work < 2 * SLACK
+    assert max(one["processor ms"] for one in filters.values()) < 200 * SLACK
     assert not page.errors and not page.requests_out
 
 
@@ -83,5 +94,5 @@ def test_a_table_that_is_too_large_is_sampled_and_the_page_says_so(visit, tmp_pa
     page = visit(path)
     note = page.locator(".note-line").inner_text()
     assert note == packed.note and "of 500 problems" in note
-    assert path.stat().st_size < 2.2e6
+    assert path.stat().st_size < 2.5e6  # with the static table and the script
     assert page.locator(".count").inner_text().startswith(f"{packed.table.num_rows:,} rationales")

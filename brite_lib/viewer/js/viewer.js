@@ -129,9 +129,10 @@ class Viewer {
 
   draw() {
     const { table, bar } = this;
-    const judged = this.rows.filter((i) => table.value(i, "correct") !== null);
-    const right = judged.filter((i) => table.value(i, "correct")).length;
-    const problems = new Set(this.rows.map((i) => table.value(i, "id"))).size;
+    const [id, correct] = ["id", "correct"].map((name) => table.columns.get(name)?.get ?? (() => null));
+    const judged = this.rows.filter((i) => correct(i) !== null);
+    const right = judged.filter((i) => correct(i)).length;
+    const problems = new Set(this.rows.map(id)).size;
     const of = this.rows.length === table.count ? "" : ` of ${table.count.toLocaleString("en")}`;
     this.count.textContent = [
       `${this.rows.length.toLocaleString("en")}${of} rationales`, plural(problems, "problem"),
