@@ -5,11 +5,11 @@ together (several methods on the same problems). Unknown columns of one value pe
 """
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
-import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +19,10 @@ from brite_lib.errors import InputError
 from brite_lib.params import suggestion
 from brite_lib.tables import PREDICTIONS, RATIONALES
 
-Rows = str | Path | pa.Table | datasets.Dataset | pd.DataFrame | Sequence[Mapping[str, Any]] | Sequence[str | Path]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Rows = Union[str, Path, pa.Table, "Dataset", pd.DataFrame, Sequence[Mapping[str, Any]], Sequence[str | Path]]
 
 KNOWN = {field.name: field.type for schema in (PREDICTIONS, RATIONALES) for field in schema}
 REQUIRED = ("id", "question", "gold", "rationale", "correct", "finished", "source")
@@ -38,7 +41,8 @@ def read_rows(table: Rows) -> pa.Table:
     """
     if isinstance(table, str | Path):
         return _checked(_parquet(table), f"{table}: ")
-    if isinstance(table, datasets.Dataset):
+    loaded = sys.modules.get("datasets")  # who has a Dataset has loaded it, which takes seconds
+    if loaded and isinstance(table, loaded.Dataset):
         table = table.with_format("arrow")[:]
     if isinstance(table, pa.Table):
         return _checked(table, "")

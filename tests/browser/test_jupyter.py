@@ -34,10 +34,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(folder):
-    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    quiet = {"checkForUpdates": False, "fetchNews": "false", "doNotDisturbMode": True}
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
+    settings = {
+        "apputils-extension/notification": {"checkForUpdates": False, "fetchNews": "false", "doNotDisturbMode": True},
+        "notebook-extension/tracker": {"windowingMode": "none"},  # cells stay in the page while a test looks at them
+    }
+    for name, values in settings.items():
+        path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values))
     own = {f"JUPYTER_{name}_DIR": str(folder / "jupyter" / name) for name in ("CONFIG", "DATA", "RUNTIME")}
     return (
         os.environ
@@ -91,14 +95,16 @@ def execute(environment, notebook, output):
 
 
 def close_without_kernel(page):
-    page.evaluate("jupyterapp.serviceManager.sessions.shutdownAll()")
+    page.evaluate("() => { jupyterapp.serviceManager.sessions.shutdownAll(); }")
 
 
 def test_live(visit, lab, folder, picture):
     read = "import json; print('IN PYTHON', json.dumps([viewer.annotations, viewer.selection, viewer.query, len(viewer.selected_rows())]))"
     write_notebook(folder / "live.ipynb", SHOW.format(path=str(folder / "rationales.parquet")), read)
     page = open_in_lab(visit, lab, "live.ipynb", width=1400, height=1000)
-    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    idle = "() => globalThis.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+    page.wait_for_function(idle, timeout=120_000)
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")
     page.locator(".token").first.wait_for(timeout=120_000)
     viewer = page.locator(".brite-rationales").first
     viewer.scroll_into_view_if_needed()
@@ -124,10 +130,9 @@ def test_live(visit, lab, folder, picture):
     page.keyboard.press("Escape")
     viewer.locator(".filter").fill("source:base")
     page.wait_for_timeout(1500)
-    page.evaluate("""async () => {
-        const panel = jupyterapp.shell.currentWidget;
-        panel.content.activeCellIndex = 1;
-        await jupyterapp.commands.execute('notebook:run-cell');
+    page.evaluate("""() => {
+        jupyterapp.shell.currentWidget.content.activeCellIndex = 1;
+        jupyterapp.commands.execute('notebook:run-cell');
     }""")
     page.wait_for_function("() => document.body.innerText.includes('\"source:base\"')", timeout=60_000)
     told = json.loads(page.locator(".jp-OutputArea-output", has_text="IN PYTHON").inner_text().removeprefix("IN PYTHON").strip())
@@ -136,7 +141,7 @@ def test_live(visit, lab, folder, picture):
     assert selection == [1] and query == "source:base" and rows == 1
     assert read_annotations(folder / "annotations.jsonl") == [record]
     assert not page.errors and not page.requests_out
-    page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.evaluate("() => { jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'}); }")
     page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'")
     viewer.scroll_into_view_if_needed()
     page.wait_for_timeout(500)
@@ -184,8 +189,7 @@ def test_reopened_trusted_the_browser_draws(visit, lab, executed, picture, name)
 @pytest.mark.parametrize("name", ["whole", "killed"])
 def test_reopened_untrusted_a_static_table_with_heat(visit, lab, executed, picture, name):
     page = open_in_lab(visit, lab, f"{name}.ipynb", width=1400, height=1000)
-    page.locator("summary").first.wait_for()
-    page.locator("summary").first.click()
+    page.locator("summary", has_text="36 rationales").click()
     picture(page, f"reopened-untrusted-{name}")
     assert page.locator(".brite-rationales").count() == 0
     first = page.locator("details").first
@@ -195,7 +199,7 @@ def test_reopened_untrusted_a_static_table_with_heat(visit, lab, executed, pictu
         "span => getComputedStyle(span).backgroundColor"
     )
     if name == "whole":
-        page.locator("summary").nth(1).click()
+        page.locator("summary", has_text="14 rationales").click()
         assert page.locator("details").nth(1).locator("tbody tr").count() == len(HOSTILE)
     assert page.evaluate("globalThis.ran") is None
     assert not page.errors and not page.requests_out

@@ -33,7 +33,6 @@ export class RationaleList {
 
   draw() {
     const { items, active } = this.view;
-    this.inner.style.height = `${items.length * LINE}px`;
     const first = Math.max(0, Math.floor(this.element.scrollTop / LINE) - SPARE);
     const last = Math.min(items.length, Math.ceil((this.element.scrollTop + this.element.clientHeight) / LINE) + SPARE);
     const lines = [];
@@ -91,6 +90,7 @@ export class RationaleList {
   }
 
   reveal(place) {
+    this.inner.style.height = `${this.view.items.length * LINE}px`; // what is scrolled beyond the end comes back
     const { scrollTop, clientHeight } = this.element;
     if (place * LINE < scrollTop) this.element.scrollTop = place * LINE;
     else if ((place + 1) * LINE > scrollTop + clientHeight) this.element.scrollTop = (place + 1) * LINE - clientHeight;

@@ -1,0 +1,100 @@
+"""Browse what runs left behind: ``pick_run("outputs")`` shows the metrics of any two stages of any two runs side by side."""
+
+import html
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+
+from brite_lib.errors import InputError
+from brite_lib.params import resolve_path
+from brite_lib.records import read_record
+
+
+class RunPicker(widgets.VBox):
+    """Two stages chosen from lists, and their metrics with the difference.
+
+    Attributes:
+        stages: directories of finished stages by name, ``<run>/seed<k>/<stage>``.
+        first, second: the lists; ``first.value`` is the name of a stage.
+        table: the comparison, as HTML.
+    """
+
+    def __init__(self, stages: dict[str, Path]):
+        self.stages = stages
+        names = list(stages)
+        look = {"style": {"description_width": "4em"}, "layout": widgets.Layout(width="auto"), "ensure_option": True}
+        self.first = widgets.Combobox(value=names[0], options=names, description="stage", **look)
+        self.second = widgets.Combobox(value=names[-1], options=names, description="against", **look)
+        self.table = widgets.HTML()
+        for choice in (self.first, self.second):
+            choice.observe(lambda _: self._compare(), "value")
+        self._compare()
+        super().__init__([self.first, self.second, self.table])
+
+    @property
+    def directory(self) -> Path:
+        """Of the first stage."""
+        return self.stages[self.first.value]
+
+    def _compare(self) -> None:
+        chosen = [self.stages.get(choice.value) for choice in (self.first, self.second)]
+        if None in chosen:  # a name is being typed
+            return
+        try:
+            self.table.value = comparison(*chosen)
+        except InputError as error:  # a record that was broken or removed since the list was made
+            self.table.value = f"<p>{html.escape(str(error))}</p>"
+
+
+def pick_run(root: str | Path = "outputs") -> RunPicker:
+    """A picker of the finished stages below ``root``, newest first.
+
+    Raises:
+        InputError: one sentence naming the directory, if no stage has finished there.
+    """
+    directory = resolve_path(root)
+    found = sorted(directory.glob("**/stage.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    if not found:
+        raise InputError(f"root: {root}: has no finished stage (no stage.json below it)")
+    return RunPicker({path.parent.relative_to(directory).as_posix(): path.parent for path in found})
+
+
+def comparison(first: Path, second: Path) -> str:
+    """The metrics of two stages and their difference, as an HTML table; settings that differ below it.
+
+    Raises:
+        InputError: one sentence naming a record that is missing or broken.
+    """
+    a, b = (read_record(directory / "stage.json") for directory in (first, second))
+    rows = [_row(name, a["metrics"].get(name), b["metrics"].get(name)) for name in dict.fromkeys([*a["metrics"], *b["metrics"]])]
+    costs = [_row(name, a.get(name), b.get(name)) for name in ("seconds", "tokens_generated", "tokens_trained", "peak_rss_gib")]
+    settings = [
+        _row(name, a["params"].get(name), b["params"].get(name), difference=False)
+        for name in dict.fromkeys([*a["params"], *b["params"]])
+        if a["params"].get(name) != b["params"].get(name)
+    ]
+    parts = (("metric", rows), ("cost", costs), ("setting that differs", settings))
+    return "".join(_table(title, part) for title, part in parts if part)
+
+
+def _row(name: str, a: Any, b: Any, difference: bool = True) -> tuple[str, ...]:
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
+    return name, _shown(a), _shown(b), _shown(b - a) if numbers and difference else ""
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)[:120]
+
+
+def _table(title: str, rows: list[tuple[str, ...]]) -> str:
+    cells = "\n".join("<tr>" + "".join(_cell(text, place) for place, text in enumerate(row)) + "</tr>" for row in rows)
+    heads = "".join(f'<th style="text-align:{"right" if place else "left"};padding:0 1em 0 0">{head}</th>'
+                    for place, head in enumerate((title, "stage", "against", "difference")))  # fmt: skip
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table>"
+
+
+def _cell(text: str, place: int) -> str:
+    return f'<td style="text-align:{"right" if place else "left"};padding:0 1em 0 0">{html.escape(text)}</td>'
