@@ -115,7 +115,7 @@ def test_a_sample_that_could_not_be_judged_is_in_no_pair_and_counted():
 
 
 def test_given_pairs_are_read_and_no_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(dpo, "load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("brite_lib.dpo.open_sampler", lambda *_, **__: pytest.fail("a model was loaded"))
     template, path = load_template(BASE), tmp_path / "pairs.jsonl"
     pairs, _ = make_pairs([sample("a", k, k == 0) for k in range(3)], seed=0)
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))

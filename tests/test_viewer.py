@@ -54,8 +54,12 @@ def test_every_kind_of_table_is_read_alike(tmp_path):
     for head in heads:
         assert head["columns"]["num_tokens"] == {"kind": "number", "values": [4, 4]} and head["token_counts"] == [3, 0]
         assert head["columns"]["kl"]["values"][1] is None and head["columns"]["correct"] == {"kind": "bool", "values": [1, None]}
-    both = read_rows([tmp_path / "rationales.parquet"] * 2)
-    assert both.num_rows == 4
+    write_table([ROW], RATIONALES, tmp_path / "other.parquet")
+    write_table([], RATIONALES, tmp_path / "empty.parquet")
+    files = [tmp_path / f"{name}.parquet" for name in ("rationales", "empty", "other")]
+    assert read_rows(files).num_rows == 3
+    with pytest.raises(InputError, match=r"empty.parquet: has no row"):
+        read_rows(files[1:2])
 
 
 @pytest.mark.parametrize(
@@ -196,6 +200,8 @@ def test_the_page_fetches_nothing_and_lets_only_its_own_script_run(tmp_path):
     assert not re.search(r"https?://|@import|url\(|\beval\(|innerHTML|Function\(", page)
     assert "default-src 'none'; script-src 'sha256-" in page and "<title>A &amp; B</title>" in page
     assert [path.name for path in tmp_path.iterdir()] == ["rationales.html"]
+    RationaleViewer([ROW], title="A & B").to_html(tmp_path / "live.html")
+    assert (tmp_path / "live.html").read_text(encoding="utf-8") == page
 
 
 def test_the_script_is_one_module_without_imports():

@@ -51,7 +51,9 @@ def read_rows(table: Rows) -> pa.Table:
     if not isinstance(table, Sequence):
         raise InputError(f"table: must be a parquet path, a Dataset, a DataFrame or a list of rows, not {type(table).__name__}")
     if table and all(isinstance(item, str | Path) for item in table):
-        return pa.concat_tables([read_rows(path) for path in table], promote_options="permissive")
+        files = {path: _parquet(path) for path in table}
+        full = {path: rows for path, rows in files.items() if rows.num_rows} or files  # one may have found nothing
+        return pa.concat_tables([_checked(rows, f"{path}: ") for path, rows in full.items()], promote_options="permissive")
     return _checked(_from_rows(table), "")
 
 

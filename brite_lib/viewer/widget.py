@@ -45,7 +45,7 @@ class RationaleViewer(anywidget.AnyWidget):
     annotations = traitlets.List(traitlets.Dict()).tag(sync=True)
 
     def __init__(self, table: Rows, title: str = "", annotations_path: str | Path | None = None, max_mb: float = 50.0, **kwargs: Any):
-        self.packed = pack(read_rows(table), title, max_mb)
+        self.packed, self.title = pack(read_rows(table), title, max_mb), title
         if annotations_path is None and isinstance(table, str | Path):
             annotations_path = Path(table).with_name("annotations.jsonl")
         known = read_annotations(annotations_path) if annotations_path else []
@@ -56,6 +56,10 @@ class RationaleViewer(anywidget.AnyWidget):
     def selected_rows(self) -> list[dict[str, Any]]:
         """The selected rows of the table, with exact numbers."""
         return self.packed.table.take(self.selection).to_pylist() if self.selection else []
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write what is shown as a page, see :func:`to_html`."""
+        return write_page(self.packed, path, self.title or "Rationales")
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         bundle = super()._repr_mimebundle_(**kwargs)

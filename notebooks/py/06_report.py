@@ -16,7 +16,7 @@
 # Reads every finished stage below `outputs/<run>/` and says what came out: accuracy with intervals, how much of
 # BRiTE's gain over rejection sampling comes from problems that rejection sampling misses, training curves, rationales
 # side by side and what each method cost. It computes nothing that the stages did not record, and writes `results.json`,
-# `results.csv` and `report.html`, one file that opens without a network.
+# `results.csv`, `report.html` and `rationales.html`, files that open without a network.
 #
 # The gap is split by a reference that knows the E-step exactly: `posterior` samples until every problem has a hit, so
 #
@@ -37,6 +37,7 @@ params.difference()
 # %%
 from brite_lib import report
 from brite_lib.results import write_results
+from brite_lib.viewer import to_html
 
 run = report.load_run(params.run_dir, params.title)
 print(run.title, "·", len(run.records), "stages")
@@ -73,7 +74,8 @@ report.monitor_table(run)
 # %% [markdown]
 # ## Rationales
 #
-# The first sample of each method for the first problems of the test split, not selected.
+# The first sample of each method for the first problems of the test split, not selected. All of them, to be filtered and compared,
+# with the numbers of every token where a stage kept them, are in `rationales.html`.
 
 # %%
 report.rationales_html(report.rationales(run))
@@ -109,4 +111,6 @@ report.stage_table(run)
 # %%
 rows = write_results(run.dir)
 page = report.write_html(run, pictures, run.dir / "report.html")
-print(f"{len(rows)} rows in {run.dir / 'results.json'}; report: {page}")
+tables = [path for name in ("rationales", "predictions") for path in sorted(run.dir.glob(f"seed*/*/{name}.parquet"))]
+browser = to_html(tables, run.dir / "rationales.html", title=run.title)
+print(f"{len(rows)} rows in {run.dir / 'results.json'}; report: {page}; all rationales: {browser}")

@@ -52,7 +52,7 @@ class Viewer {
       return;
     }
     this.filter(this.bar.filter.value);
-    this.table.index(() => !this.root.isConnected && !this.root.host?.isConnected);
+    this.table.index(() => !this.root.isConnected);
   }
 
   makeFields() {
