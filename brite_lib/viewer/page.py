@@ -79,9 +79,10 @@ def static_table(packed: Packed) -> str:
     table = packed.table
     shown = table.slice(0, STATIC_ROWS).to_pylist()
     more = "" if len(shown) == table.num_rows else f" (the first {len(shown)} of {table.num_rows:,})"
+    cell = '<td style="text-align:left;vertical-align:top">'  # notebooks align numbers, that is to the right
     rows = "\n".join(
-        f"<tr><td>{BADGES[status(row)]}<br>{_escaped(_label(row))}</td><td>{_escaped(row['question'], 400)}</td>"
-        f"<td>{_heat(row)}</td><td>{_escaped(row.get('prediction'), 100)}</td><td>{_escaped(row['gold'], 100)}</td></tr>"
+        f"<tr>{cell}{BADGES[status(row)]}<br>{_escaped(_label(row))}</td>{cell}{_escaped(row['question'], 400)}</td>"
+        f"{cell}{_heat(row)}</td>{cell}{_escaped(row.get('prediction'), 100)}</td>{cell}{_escaped(row['gold'], 100)}</td></tr>"
         for row in shown
     )
     titles = ("verdict", "question", "rationale", "predicted", "right answer")
@@ -90,7 +91,7 @@ def static_table(packed: Packed) -> str:
     return (
         f"<details><summary>{table.num_rows:,} rationales{more}</summary>\n"
         f"<p>{hint}heat of every token, differences and tags. {_escaped(packed.note)} Orange: surprising tokens.</p>\n"
-        f'<table style="text-align:left;vertical-align:top"><thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table></details>'
+        f"<table><thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table></details>"
     )
 
 

@@ -54,7 +54,7 @@ def visit(chromium):
 
         context.route("**", guard)
         page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.goto(url if "://" in str(url) else Path(url).as_uri())
+        page.goto(url.as_uri() if isinstance(url, Path) else url)
         if ready:
             page.locator(ready).first.wait_for()
         return page
