@@ -88,8 +88,8 @@ class Viewer {
     this.arrange();
   }
 
-  arrange() {
-    const kept = this.row();
+  arrange(stay = true) {
+    const kept = stay ? this.row() : undefined;
     const source = this.flips ? this.flips.found[this.flips.kind] : Array.from({ length: this.table.count }, (_, i) => i);
     this.rows = this.rowsInOrder(source.filter(this.test));
     this.items = this.grouped ? this.problemItems() : this.rows.map((row) => ({ row }));
@@ -234,12 +234,12 @@ class Viewer {
 
   sortBy(column) {
     this.sort = { column, down: column !== null && this.fields.get(column).kind === "number" };
-    this.arrange();
+    this.arrange(false); // to see what comes first
   }
 
   reverse() {
     this.sort = { ...this.sort, down: !this.sort.down };
-    this.arrange();
+    this.arrange(false);
   }
 
   group() {
