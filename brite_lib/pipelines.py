@@ -30,7 +30,7 @@ class Step:
 def steps_of(method: str, experiment: Experiment) -> list[Step]:
     """The steps that make a method's models, each after the steps it reads; none for the base models."""
     if method in HUMAN_STYLES:
-        return [Step(method, "theta", {"rationales": "human", "style": HUMAN_STYLES[method]})]
+        return [Step(method, "sft", {"rationales": "human", "style": HUMAN_STYLES[method]})]
     return MAKERS[method](experiment) if method in MAKERS else []
 
 

@@ -27,7 +27,7 @@ from brite_lib.lifeline import end_processes
 from brite_lib.params import PROJECT_ROOT, DrrParams, Experiment, ModelStageParams, check_engine, is_path, is_toy, load_experiment
 from brite_lib.stages import StageSpec, plan, run_directory
 
-DRY_RUN = {"-n", "--dry-run", "--dryrun"}  # Snakemake prints what would run, and why
+RUNS_NOTHING = {"-n", "--dry-run", "--dryrun", "-t", "--touch"}  # Snakemake's options that only say or note something
 RESULT_COLUMNS = ("method", "benchmark", "metric", "k", "mean", "ci_low", "ci_high", "n_problems", "seconds")
 
 
@@ -97,7 +97,7 @@ def run(path: Path, experiment: Experiment, stages: list[StageSpec], run_dir: Pa
     if code:
         print_failure(stages, run_dir, started, code)
         return 1
-    if DRY_RUN & set(snakemake_options):
+    if RUNS_NOTHING & set(snakemake_options):
         return 0
     if experiment.methods:
         print_results(run_dir / "results.csv")

@@ -35,6 +35,7 @@ from brite_lib.pipelines import HUMAN_STYLES, IN_PLACE, evaluated, steps_of
 SECTIONS: dict[str, type[StageParams]] = {
     "psi": PsiParams,
     "theta": ThetaParams,
+    "sft": ThetaParams,
     "rejection": RejectionParams,
     "evaluation": EvalParams,
     "harness": HarnessParams,
@@ -46,6 +47,7 @@ SECTIONS: dict[str, type[StageParams]] = {
 NOTEBOOKS = {
     "psi": "02_psi_ppo.ipynb",
     "theta": "03_theta_sft.ipynb",
+    "sft": "03_theta_sft.ipynb",
     "evaluation": "05_evaluation.ipynb",
     "rejection": "10_rejection_sampling.ipynb",
     "theory": "01_theory_rkhs.ipynb",
@@ -127,27 +129,26 @@ def run_directory(experiment: Experiment) -> Path:
 def _task_stages(
     experiment: Experiment, task: TaskParams, seed: int, model: str, train_files: tuple[Path, ...], test_files: tuple[Path, ...], where: str
 ) -> list[StageSpec]:
-    prefix = f"{task.name}." if len(experiment.tasks) > 1 else ""
+    prefix, made_in = (f"{name}." if len(experiment.tasks) > 1 else "" for name in (task.name, task.models_of or task.name))
+    run_dir = f"outputs/{experiment.name}"
     stages: list[StageSpec] = []
-
-    def output_dir(stage: str) -> str:
-        return f"outputs/{experiment.name}/seed{seed}/{prefix}{stage}"
 
     def add(stage: str, section: str, sources: tuple[Path, ...], fields: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
         cls = SECTIONS[section]
         made = {name: value[1:].split("/", 1) for name, value in fields.items() if isinstance(value, str) and value.startswith("@")}
-        own = {"stage": stage, "output_dir": output_dir(stage), "seed": seed, "template": experiment.template}
-        own |= fields | {name: f"{output_dir(step)}/{file}" for name, (step, file) in made.items()}
+        key = f"seed{seed}/{prefix}{stage}"
+        own = {"stage": stage, "output_dir": f"{run_dir}/{key}", "seed": seed, "template": experiment.template}
+        own |= fields | {name: f"{run_dir}/seed{seed}/{made_in}{step}/{file}" for name, (step, file) in made.items()}
         of_task = task.evaluation if section == "evaluation" else {}
-        values = (defaults or {}) | _known(experiment.common, cls) | getattr(experiment, section) | of_task | own
+        values = (defaults or {}) | _known(experiment.common, cls) | _settings(experiment, section) | of_task | own
         stages.append(
             StageSpec(
-                key=f"seed{seed}/{prefix}{stage}",
+                key=key,
                 kind=cls.kind,
                 notebook=PROJECT_ROOT / "notebooks" / NOTEBOOKS[section],
                 params=cls.parse(values, where=_join(where, section)),
-                directory=PROJECT_ROOT / output_dir(stage),
-                inputs=tuple(dict.fromkeys(f"seed{seed}/{prefix}{step}" for step, _ in made.values())),
+                directory=PROJECT_ROOT / run_dir / key,
+                inputs=tuple(dict.fromkeys(f"seed{seed}/{made_in}{step}" for step, _ in made.values())),
                 sources=sources,
             )
         )
@@ -156,7 +157,7 @@ def _task_stages(
     answered = {"test_data": task.test_data, "test_split": task.test_split, "test_limit": task.test_limit, "benchmark": task.name}
     student_files = _local_model(experiment.student, "")[1] if experiment.student else ()
     steps = {step.name: step for method in experiment.methods for step in steps_of(method, experiment)}
-    for step in steps.values():
+    for step in () if task.models_of else steps.values():
         fields = train | step.fields | (answered if step.answers_itself else {})
         style = fields.pop("style", "")
         files = tuple(dict.fromkeys(train_files + test_files)) if step.answers_itself else train_files
@@ -217,7 +218,7 @@ def _check_sections(experiment: Experiment, where: str) -> None:
         # Checked also if no method uses the section, and alone first, so that the sentence names the right one.
         shared = _known(experiment.common, cls)
         cls.parse(shared, where=_join(where, "common"))
-        cls.parse(shared | getattr(experiment, section), where=_join(where, section))
+        cls.parse(shared | _settings(experiment, section), where=_join(where, section))
     for task in experiment.tasks:
         values = _known(experiment.common, EvalParams) | experiment.evaluation | task.evaluation
         EvalParams.parse(values, where=_join(where, f"tasks: {task.name}: evaluation"))
@@ -266,6 +267,11 @@ def _portable(path: Path) -> str:
 
 def _known(settings: dict[str, Any], cls: type[StageParams]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in cls.model_fields}
+
+
+def _settings(experiment: Experiment, section: str) -> dict[str, Any]:
+    """What the file says about a section; sft has what theta has, but for what it sets itself."""
+    return experiment.theta | experiment.sft if section == "sft" else getattr(experiment, section)
 
 
 def _join(where: str, section: str) -> str:

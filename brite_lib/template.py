@@ -149,8 +149,11 @@ class RationaleTemplate:
         return [*self._encode_inside(self._lead + self.formats.verdicts[0 if accept else 1]), self.end_id]
 
     def rationale_ids(self, rationale: str) -> list[int]:
-        """Token ids of a written rationale through its boundary (for human rationales; sampled ones keep their ids)."""
-        return self._encode_inside(self._lead + rationale + self.formats.boundary)
+        """Token ids of a written rationale through its boundary (for human rationales; sampled ones keep their ids).
+
+        It ends at the boundary, as a sampled one does, if it holds one itself (a box in a solution of MATH).
+        """
+        return self._encode_inside(self._lead + rationale.partition(self.formats.boundary)[0] + self.formats.boundary)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of y, tokenised on its own, with the end token."""

@@ -33,6 +33,7 @@ class TaskParams(Strict):
     test_data: str = Field("", description="empty: the same data")
     test_split: str = "test"
     test_limit: PositiveInt | None = None
+    models_of: str = Field("", description="train nothing on this task: evaluate here what that task trains; empty: train on data")
     evaluation: dict[str, Any] = Field({}, description="settings of evaluation for this benchmark alone (samples, temperature, …)")
 
 
@@ -55,6 +56,7 @@ class Experiment(Strict):
     common: dict[str, Any] = Field({}, description="settings of every stage (device, answer_kind, max_rationale_tokens, …)")
     psi: dict[str, Any] = Field({}, description="settings of ψ-PPO")
     theta: dict[str, Any] = Field({}, description="settings of θ-SFT")
+    sft: dict[str, Any] = Field({}, description="settings of θ-SFT on human rationales where they differ from theta's")
     rejection: dict[str, Any] = Field({}, description="settings of rejection sampling")
     evaluation: dict[str, Any] = Field({}, description="settings of evaluation")
     dpo: dict[str, Any] = Field({}, description="settings of DPO")
@@ -83,23 +85,45 @@ class Experiment(Strict):
                 raise ValueError(f"{field}: a value is listed twice")
         if len({task.name for task in self.tasks}) != len(self.tasks):
             raise ValueError("tasks: two have the same name")
+        trained = [task.name for task in self.tasks if not task.models_of]
         if self.harness_tasks and len(self.tasks) > 1 and set(self.methods) != {"base"}:
             raise ValueError("harness_tasks: with trained methods there must be one task, else a row would have several models")
+        for task in self.tasks:
+            if task.models_of and task.models_of not in trained:
+                raise ValueError(f"tasks: {task.name}: models_of: {task.models_of!r} trains nothing{suggestion(task.models_of, trained)}")
+            if task.models_of and "drr" in self.methods:
+                raise ValueError(f"tasks: {task.name}: models_of: method drr answers while it trains and has no model to evaluate here")
         return self
 
 
 def load_experiment(path: str | Path) -> Experiment:
     """Read and validate an experiment file (YAML 1.2, so ``1e-5`` is a number), all its stages included.
 
+    ``extends: base/x.yaml``, relative to the file, takes that file's settings where this one has none of its own.
+
     Raises:
         InputError: one sentence naming the file and the key.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     from brite_lib.stages import plan
 
     path = Path(path)
+    values = _read_mapping(path)
+    if (extended := values.pop("extends", None)) is not None:
+        if not isinstance(extended, str):
+            raise InputError(f"{path}: extends: must name one file (got {extended!r})")
+        base = _read_mapping(path.parent / extended)
+        if "extends" in base:
+            raise InputError(f"{path}: extends: {extended} extends another file itself; one level is all there is")
+        values = _merged(base, values)
+    experiment = Experiment.parse(values, where=str(path))
+    plan(experiment, where=str(path))  # the stage settings fail here, not after an hour
+    return experiment
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
     if not path.is_file():
         near = suggestion(path.name, [p.name for p in path.parent.glob("*.yaml")])
         raise InputError(f"{path}: no such experiment file{near}")
@@ -109,6 +133,10 @@ def load_experiment(path: str | Path) -> Experiment:
         raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: must be a mapping of settings, found {type(values).__name__}")
-    experiment = Experiment.parse(values, where=str(path))
-    plan(experiment, where=str(path))  # the stage settings fail here, not after an hour
-    return experiment
+    return values
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """``own`` over ``base``: mappings key by key, anything else replaced as a whole."""
+    both = {key: _merged(base[key], value) for key, value in own.items() if isinstance(value, dict) and isinstance(base.get(key), dict)}
+    return base | own | both
