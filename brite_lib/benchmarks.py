@@ -167,6 +167,11 @@ def _mbpp(row: Row) -> Row:
     return {"id": row["task_id"], "question": with_tests(row["text"], tests), "answer": row["code"], "tests": tests}
 
 
+def _taught(row: Row) -> Row:
+    """OpenCoder's teaching examples, to learn from: a task, a program and its asserts."""
+    return {"id": row["seq_id"], "question": row["instruction"], "answer": row["code"], "tests": "\n".join(row["testcase"])}
+
+
 def _mbpp_plus(row: Row) -> Row:
     """One assert is shown, as in EvalPlus; the many others are in ``test``."""
     tests = "\n".join([*(row.get("test_imports") or []), row["test"]])
@@ -259,6 +264,13 @@ BENCHMARKS = {
     ),
     "mbpp_plus": Benchmark(
         "evalplus/mbppplus", {"test": ("test", 378)}, "code", Layout(("task_id", "prompt", "code", "test_list", "test"), _mbpp_plus)
+    ),
+    "opc_educational": Benchmark(
+        "OpenCoder-LLM/opc-sft-stage2",
+        {"train": ("train", 118278)},
+        "code",
+        Layout(("seq_id", "instruction", "code", "testcase"), _taught),
+        ("educational_instruct",),
     ),
     **{
         name: Benchmark(
