@@ -28,8 +28,8 @@ test-browser: .venv/.installed-browser  ## the rationale browser in chromium and
 		{ echo "installing$$missing"; apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing fonts-dejavu-core; }
 	$(BIN)/python -m pytest -c tests/browser/pytest.ini --rootdir . tests/browser
 
-run: .venv/.installed  ## an experiment: make run EXPERIMENT=params/x.yaml
-	@$(BIN)/python -m brite_lib.run $(EXPERIMENT)
+run: .venv/.installed  ## an experiment: make run EXPERIMENT=params/x.yaml, on a cluster with PROFILE=profiles/slurm
+	@$(BIN)/python -m brite_lib.run $(EXPERIMENT) $(if $(PROFILE),--profile $(PROFILE))
 
 plan: .venv/.installed  ## its stages and an estimate of its cost, without running: make plan EXPERIMENT=params/x.yaml
 	@$(BIN)/python -m brite_lib.run $(EXPERIMENT) --plan $(OPTIONS)

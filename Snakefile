@@ -13,7 +13,12 @@ with chdir(config["launched_from"]):  # paths in an experiment file are relative
     stages = {spec.key: spec for spec in plan(experiment)}
 run_dir = run_directory(experiment)
 python = sys.executable  # no parameter of a rule: a moved clone has another one
-priorities = {"brite_psi": 3, "rs_sampling": 2, "latro": 3, "dpo": 2, "drr": 2, "theta_sft": 1, "evaluation": 0, "harness": 0, "theory": 0}  # the longest chain of stages first
+# Kind of stage: its priority, the longest chain of stages first, and the hours that a cluster is asked for. A stage that needs more
+# goes on from its checkpoint; one without (sampling, evaluation) starts again.
+schedule = {
+    "brite_psi": (3, 48), "latro": (3, 48), "rs_sampling": (2, 48), "dpo": (2, 48), "drr": (2, 24), "theta_sft": (1, 24),
+    "evaluation": (0, 12), "harness": (0, 12), "theory": (0, 12),
+}
 report_notebook = PROJECT_ROOT / "notebooks" / "06_report.ipynb"
 report_params = ReportParams(run_dir=f"outputs/{experiment.name}", title=experiment.title)
 
@@ -41,6 +46,9 @@ rule write_report:
     params:
         json=report_params.model_dump_json(),
         code=code_fingerprint(report_notebook, pictures_count=True),
+    resources:
+        mem_mb=16_000,
+        runtime=60,
     shell:
         "{python:q} -m brite_lib.execute {input.notebook:q} report.ipynb {params.json:q}"
 
@@ -58,9 +66,11 @@ rule stage:
     params:
         json=lambda w: stages[w.key].params.model_dump_json(),
         code=lambda w: code_fingerprint(stages[w.key].notebook),
-    priority: lambda w: priorities[stages[w.key].kind]
+    priority: lambda w: schedule[stages[w.key].kind][0]
     threads: lambda w: max(1, stages[w.key].params.threads, getattr(stages[w.key].params, "processes", 1))
     resources:
         gpu=lambda w: int(getattr(stages[w.key].params, "device", "cpu") != "cpu"),
+        mem_mb=lambda w: 64_000 if getattr(stages[w.key].params, "device", "cpu") != "cpu" else 16_000,
+        runtime=lambda w: 60 * schedule[stages[w.key].kind][1],
     shell:
         "BRITE_CODE={params.code} {python:q} -m brite_lib.execute {input.notebook:q} {wildcards.key:q}/notebook.ipynb {params.json:q}"

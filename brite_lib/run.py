@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from brite_lib.cluster import runs_on_cluster
 from brite_lib.errors import InputError
 from brite_lib.files import is_full, remove_temporary
 from brite_lib.fingerprint import code_fingerprint
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m brite_lib.run", description=__doc__.split("\n")[0])
     parser.add_argument("experiment", type=Path, help="params/<experiment>.yaml")
     parser.add_argument("--plan", action="store_true", help="show the stages and a cost estimate, run nothing")
+    parser.add_argument("--profile", type=Path, help="Snakemake profile of a cluster: profiles/slurm")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 2, help="stages at once (default: all cores)")
     measured = "with --plan: generated and trained; default: as measured on finished stages"
     parser.add_argument("--tokens-per-second", type=float, help=measured)
@@ -47,15 +49,18 @@ def main(argv: list[str] | None = None) -> int:
         if not arguments.plan:
             for spec in stages:
                 check_engine(getattr(spec.params, "engine", "hf"))
+        on_cluster = runs_on_cluster(arguments.profile, snakemake_options, submits=not RUNS_NOTHING & set(snakemake_options))
         check_data(stages, hub=not arguments.plan)
         if arguments.plan:
             print_plan(experiment, stages, arguments.tokens_per_second, arguments.gpu_memory_gib)
             return 0
         if experiment.harness_tasks:
             require_harness()
+        if arguments.profile:
+            snakemake_options += ["--profile", str(arguments.profile.absolute())]
         run_dir = run_directory(experiment)
         with lock(run_dir):
-            return run(arguments.experiment, experiment, stages, run_dir, arguments.cores, snakemake_options)
+            return run(arguments.experiment, experiment, stages, run_dir, arguments.cores, snakemake_options, on_cluster)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -80,7 +85,15 @@ def check_data(stages: list[StageSpec], hub: bool = False) -> None:
             load_problems(data, "validation")
 
 
-def run(path: Path, experiment: Experiment, stages: list[StageSpec], run_dir: Path, cores: int, snakemake_options: list[str]) -> int:
+def run(
+    path: Path,
+    experiment: Experiment,
+    stages: list[StageSpec],
+    run_dir: Path,
+    cores: int,
+    snakemake_options: list[str],
+    on_cluster: bool = False,
+) -> int:
     """Run the stages with Snakemake; the caller holds the lock."""
     end_processes(run_dir)  # of a run that was killed a moment ago; we hold its lock, so nobody needs them
     remove_temporary(run_dir)
@@ -88,7 +101,7 @@ def run(path: Path, experiment: Experiment, stages: list[StageSpec], run_dir: Pa
     print(f"{experiment.name}: {len(stages)} stages, {done} done before; log: {_shown(run_dir / 'snakemake.log')}", flush=True)
     started = time.time()
     try:
-        code = _snakemake(path, run_dir, cores, snakemake_options)
+        code = _snakemake(path, run_dir, cores, snakemake_options, on_cluster)
     except KeyboardInterrupt:
         print(f"interrupted; run the same command again to go on ({_shown(run_dir)})", file=sys.stderr)
         return 130
@@ -209,12 +222,12 @@ def print_table(rows: list) -> None:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _snakemake(path: Path, run_dir: Path, cores: int, options: list[str]) -> int:
+def _snakemake(path: Path, run_dir: Path, cores: int, options: list[str], on_cluster: bool) -> int:
     command = [sys.executable, "-m", "snakemake", "--snakefile", PROJECT_ROOT / "Snakefile", "--directory", run_dir]
     command += ["--config", f"experiment={path.absolute()}", f"launched_from={Path.cwd()}"]
     command += ["--cores", cores, "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input", "--scheduler", "greedy"]
     command += ["--nolock"]  # the run's own lock is held; Snakemake's would survive a SIGKILL
-    if any(Path("/dev").glob("nvidia[0-9]*")):
+    if not on_cluster and any(Path("/dev").glob("nvidia[0-9]*")):
         command += ["--resources", "gpu=1"]  # one stage at a time on the GPU
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -222,7 +235,7 @@ def _snakemake(path: Path, run_dir: Path, cores: int, options: list[str]) -> int
         "BRITE_BATCH": "1",
         "BRITE_RUN_DIR": str(run_dir),
     }
-    if "--executor" not in options:  # a cluster's jobs are not our children
+    if not on_cluster:  # a cluster's jobs are not our children
         environment["BRITE_LAUNCHER_PID"] = str(os.getpid())
     for name in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(name) != signal.SIG_IGN:  # nohup

@@ -1,0 +1,61 @@
+"""Runs whose stages are jobs of a cluster: a Snakemake profile, checked before anything is submitted (profiles/slurm, docs/scaling.md)."""
+
+import importlib.util
+import shutil
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from brite_lib.errors import InputError
+from brite_lib.params import suggestion
+
+
+def runs_on_cluster(profile: Path | None, options: Sequence[str], submits: bool = True) -> bool:
+    """Whether a profile or Snakemake's own options send the stages to Slurm; everything else runs on this machine.
+
+    Args:
+        profile: a directory with Snakemake's ``config.yaml``, or None.
+        options: what else is handed to Snakemake.
+        submits: False for a run that only says what it would do, which needs no ``sbatch``.
+
+    Raises:
+        InputError: one sentence: no such profile, no partition, no plugin, no ``sbatch``.
+    """
+    settings = _read(profile) if profile else {}
+    asked = dict(pairwise(options)).get("--executor")
+    if (asked or settings.get("executor")) != "slurm":
+        return False
+    named = [*_pairs(settings.get("default-resources")), *(option.split("=", 1) for option in options if "=" in option)]
+    if not any(name == "slurm_partition" and str(value).strip() for name, value in named):
+        where = f"{profile}/config.yaml: default-resources: slurm_partition" if profile else "--default-resources: slurm_partition"
+        raise InputError(f"{where}: names no partition, and a job without one may land anywhere; sinfo lists those of your cluster")
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        raise InputError("executor slurm: its plugin is not installed: .venv/bin/pip install -e .[slurm]")
+    if submits and shutil.which("sbatch") is None:
+        raise InputError("executor slurm: there is no sbatch here; start the run on a machine that submits jobs")
+    return True
+
+
+def _read(profile: Path) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    path = profile / "config.yaml"
+    if not path.is_file():
+        near = suggestion(profile.name, [p.name for p in profile.parent.glob("*") if (p / "config.yaml").is_file()])
+        raise InputError(f"--profile: {profile}: is no directory with a config.yaml{near}")
+    try:
+        settings = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: must be a mapping of Snakemake's options, found {type(settings).__name__}")
+    return settings
+
+
+def _pairs(resources: Any) -> list[tuple[str, Any]]:
+    """Snakemake takes a mapping, or a list of ``name=value``."""
+    if isinstance(resources, dict):
+        return list(resources.items())
+    return [tuple(entry.split("=", 1)) for entry in resources or () if "=" in str(entry)]

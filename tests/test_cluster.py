@@ -1,0 +1,83 @@
+"""A cluster's profile is checked before anything is submitted; there is no Slurm here, so nothing is."""
+
+import subprocess
+import sys
+
+import pytest
+from ruamel.yaml import YAML
+
+from brite_lib import cluster
+from brite_lib.cluster import runs_on_cluster
+from brite_lib.errors import InputError
+from brite_lib.params import PROJECT_ROOT
+
+PROFILE = PROJECT_ROOT / "profiles/slurm"
+NAMED = "executor: slurm\ndefault-resources: {slurm_partition: gpu}"
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: name)
+
+
+def profile(folder, text):
+    (folder / "config.yaml").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("text", [NAMED, "executor: slurm\ndefault-resources: [slurm_partition=gpu, mem_mb=1]"])
+def test_a_profile_with_a_partition(tmp_path, installed, text):
+    assert runs_on_cluster(profile(tmp_path, text), [])
+
+
+def test_runs_on_this_machine(tmp_path):
+    assert not runs_on_cluster(None, ["--forceall"])
+    assert not runs_on_cluster(profile(tmp_path, "cores: 4"), [])
+    assert not runs_on_cluster(profile(tmp_path, "executor: slurm"), ["--executor", "local"])
+
+
+def test_options_instead_of_a_profile(installed):
+    assert runs_on_cluster(None, ["--executor", "slurm", "--default-resources", "slurm_partition=gpu", "mem_mb=1"])
+    with pytest.raises(InputError, match="^--default-resources: slurm_partition: names no partition"):
+        runs_on_cluster(None, ["--executor", "slurm"])
+
+
+@pytest.mark.parametrize("text", ["executor: slurm", NAMED.replace("gpu", "''"), "executor: slurm\ndefault-resources: [mem_mb=1]"])
+def test_a_profile_without_a_partition_is_one_sentence(tmp_path, installed, text):
+    with pytest.raises(InputError) as error:
+        runs_on_cluster(profile(tmp_path, text), [])
+    assert str(error.value).startswith(f"{tmp_path}/config.yaml: default-resources: slurm_partition: names no partition, ")
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_cluster_needs_is_named(tmp_path, installed, monkeypatch):
+    found = profile(tmp_path, NAMED)
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: None)
+    assert runs_on_cluster(found, [], submits=False)
+    with pytest.raises(InputError, match="there is no sbatch here"):
+        runs_on_cluster(found, [])
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"plugin is not installed: .venv/bin/pip install -e .\[slurm\]"):
+        runs_on_cluster(found, [])
+
+
+def test_a_profile_that_is_none(tmp_path):
+    with pytest.raises(InputError, match="is no directory with a config.yaml"):
+        runs_on_cluster(tmp_path / "slurm", [])
+    with pytest.raises(InputError, match="not a YAML file"):
+        runs_on_cluster(profile(tmp_path, "a: [1"), [])
+    with pytest.raises(InputError, match="must be a mapping"):
+        runs_on_cluster(profile(tmp_path, "- a"), [])
+
+
+def test_the_committed_profile_asks_for_a_partition():
+    settings = YAML(typ="safe").load((PROFILE / "config.yaml").read_text())
+    assert settings["executor"] == "slurm" and settings["default-resources"] == {"slurm_partition": ""}
+    command = [sys.executable, "-m", "brite_lib.run", "params/micro.yaml", "--profile", "profiles/slurm"]
+    result = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: profiles/slurm/config.yaml: default-resources: slurm_partition: names no partition, and a job without one may land "
+        "anywhere; sinfo lists those of your cluster\n"
+    )
