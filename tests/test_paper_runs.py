@@ -19,6 +19,7 @@ from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.params import PROJECT_ROOT, ThetaParams, load_experiment
 from brite_lib.problems import load_problems
 from brite_lib.records import read_metrics, read_record
+from brite_lib.run import main
 from brite_lib.stages import plan
 from brite_lib.tables import read_rationales
 
@@ -84,6 +85,15 @@ def test_settings_that_the_paper_gives_for_each_model():
             name = f"table1-{model}-{data}"
             assert [rates[name, stage] for stage in ("sft", "brite", "brite_psi")] == [human, 5e-5, 5e-7]
         assert rates[f"figure2-{model}", "iterative_dpo"] == dpo
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_plan_shows_every_stage_and_a_bound_of_its_tokens(path, capsys):
+    assert main([str(path), "--plan"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    for spec in plan(load_experiment(path)):
+        assert all(name in lines[spec.key] for name in (spec.notebook.name, *spec.inputs))
+    assert "total" in lines
 
 
 @pytest.fixture(scope="module")

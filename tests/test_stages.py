@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from brite_lib.errors import InputError
-from brite_lib.params import METHODS, PROJECT_ROOT, STUDENT_METHODS, EvalParams, Experiment, ThetaParams
+from brite_lib.params import METHODS, PROJECT_ROOT, STUDENT_METHODS, EvalParams, Experiment, ThetaParams, load_experiment
 from brite_lib.stages import is_path, plan, run_directory
 
 
@@ -156,8 +156,6 @@ def test_paths_and_hub_names(name, expected, monkeypatch):
 
 @pytest.mark.parametrize("path", sorted(PROJECT_ROOT.glob("params/*.yaml")), ids=lambda path: path.name)
 def test_the_committed_experiments_are_valid(path):
-    from brite_lib.params import load_experiment
-
     experiment = load_experiment(path)
     assert experiment.name == path.stem
     assert run_directory(experiment) == PROJECT_ROOT / "outputs" / path.stem
@@ -233,3 +231,59 @@ def test_drr_trains_and_answers_in_one_stage():
     assert (drr.test_data, drr.test_split, drr.test_limit) == (evaluation.data, evaluation.split, evaluation.limit)
     with pytest.raises(InputError, match="drr: test_split: is decided by the experiment's tasks"):
         plan(make(methods=["drr"], drr={"test_split": "validation"}))
+
+
+def test_a_task_may_evaluate_what_another_one_trains():
+    tasks = [
+        {"name": "a", "data": "toy:easy", "evaluation": {"samples": 2}},
+        {"name": "b", "data": "toy:hard", "models_of": "a", "evaluation": {"samples": 6}},
+    ]
+    stages = by_name(make(tasks=tasks, methods=["base", "brite"], evaluation={"samples": 3}))
+    evaluations = {"seed0/a.eval_base", "seed0/a.eval_brite", "seed0/b.eval_base", "seed0/b.eval_brite"}
+    assert set(stages) == {"seed0/a.brite_psi", "seed0/a.brite"} | evaluations
+    elsewhere = stages["seed0/b.eval_brite"]
+    assert (elsewhere.params.model, elsewhere.inputs) == ("outputs/x/seed0/a.brite/model", ("seed0/a.brite",))
+    assert (elsewhere.params.data, elsewhere.params.benchmark, elsewhere.params.samples) == ("toy:hard", "b", 6)
+    with pytest.raises(InputError, match="tasks: b: models_of: 'c' trains nothing"):
+        make(tasks=[tasks[0], tasks[1] | {"models_of": "c"}])
+    with pytest.raises(InputError, match="tasks: b: models_of: 'b' trains nothing"):
+        make(tasks=[tasks[0], tasks[1] | {"models_of": "b"}])
+    with pytest.raises(InputError, match="method drr answers while it trains"):
+        make(tasks=tasks, methods=["drr"])
+
+
+def test_human_rationales_may_have_settings_of_their_own():
+    stages = by_name(make(methods=["sft", "rs"], theta={"learning_rate": 1e-3, "epochs": 3}, sft={"learning_rate": 1e-4}))
+    sft, rs = stages["seed0/sft"].params, stages["seed0/rs"].params
+    assert (sft.learning_rate, rs.learning_rate, sft.epochs, rs.epochs) == (1e-4, 1e-3, 3, 3)
+    with pytest.raises(InputError, match="sft: learning_rat: is no parameter of ThetaParams; did you mean 'learning_rate'"):
+        plan(make(sft={"learning_rat": 1}))
+
+
+def test_a_file_may_extend_another(tmp_path):
+    (tmp_path / "base").mkdir()
+    base = "tasks: [{name: toy, data: 'toy:easy'}]\nmethods: [base, brite]\npsi: {steps: 5, lora: {r: 4, alpha: 8}}\n"
+    (tmp_path / "base/b.yaml").write_text(base)
+    (tmp_path / "x.yaml").write_text("extends: base/b.yaml\nname: x\nmethods: [base]\npsi: {epochs: 2, lora: {r: 8}}\n")
+    experiment = load_experiment(tmp_path / "x.yaml")
+    assert experiment.methods == ["base"] and experiment.tasks[0].name == "toy"
+    assert experiment.psi == {"steps": 5, "epochs": 2, "lora": {"r": 8, "alpha": 8}}
+
+
+@pytest.mark.parametrize(
+    ("extends", "sentence"),
+    [
+        ("base/c.yaml", "base/c.yaml: no such experiment file; did you mean 'b.yaml'"),
+        ("x.yaml", "x.yaml: extends: x.yaml extends another file itself; one level is all there is"),
+        ("[base/b.yaml]", "x.yaml: extends: must name one file"),
+        ("base/bad.yaml", "base/bad.yaml: must be a mapping of settings, found list"),
+    ],
+)
+def test_what_cannot_be_extended_is_one_sentence(tmp_path, extends, sentence):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/b.yaml").write_text("methods: [base]\n")
+    (tmp_path / "base/bad.yaml").write_text("- 1\n")
+    (tmp_path / "x.yaml").write_text(f"extends: {extends}\nname: x\n")
+    with pytest.raises(InputError) as error:
+        load_experiment(tmp_path / "x.yaml")
+    assert sentence in str(error.value) and "\n" not in str(error.value)

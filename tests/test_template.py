@@ -94,6 +94,12 @@ def test_the_answer_is_tokenised_on_its_own():
     assert rules.rationale_ids("a") + rules.answer_ids("7") == ids(v, "a", "#", "7", "<e>")  # not "#7"
 
 
+def test_a_written_rationale_ends_at_its_first_boundary_as_a_sampled_one_does():
+    rules, v = make(["a", "b", "7", "#"], "#")
+    assert rules.rationale_ids("ab") == ids(v, "a", "b", "#")
+    assert rules.rationale_ids("ab#7") == ids(v, "a", "b", "#")
+
+
 def test_a_chat_template_ends_the_turn_with_its_own_token():
     core = Tokenizer(models.WordLevel({"<e>": 0, "<turn>": 1, "x": 2, "u": 3}, unk_token="u"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex("<turn>|<e>|."), "isolated")
