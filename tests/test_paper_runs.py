@@ -40,7 +40,7 @@ ROWS_OF = {"arc_challenge": "arc_challenge/dev", "RUC-AIBOX/STILL-3-Preview-RL-D
 FILES = sorted(path for pattern in ("table*.yaml", "figure2-*.yaml", "latro-*-*.yaml") for path in PROJECT_ROOT.glob(f"params/{pattern}"))
 SHORT = {"max_rationale_tokens": 24, "max_answer_tokens": 24}
 SIZES = {
-    "common": {**SHORT, "batch_size": 64},
+    "common": {**SHORT, "batch_size": 64, "engine": "hf"},  # tests/with_vllm has the other one
     "psi": {"steps": 2, "prompts_per_step": 2, "rationales_per_prompt": 4},
     "theta": {"epochs": 2, "train_batch_size": 4},
     "rejection": {"samples": 8},
