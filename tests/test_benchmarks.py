@@ -130,6 +130,17 @@ HUB_ROWS = {
             "tests": "ONE = 1\nassert one() == 1\nassert one() < 2",
         },
     ),
+    "opc_educational": (
+        {
+            "seq_id": 5,
+            "instruction": "Write one.",
+            "output": "```python\ndef one():\n    return 1\n```",
+            "code": "def one():\n    return 1",
+            "entry_point": "one",
+            "testcase": ["assert one() == 1", "assert one() < 2"],
+        },
+        {"id": "5", "question": "Write one.", "answer": "def one():\n    return 1", "tests": "assert one() == 1\nassert one() < 2"},
+    ),
     "mbpp_plus": (
         {
             "task_id": 2,

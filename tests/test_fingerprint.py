@@ -9,7 +9,7 @@ from brite_lib.params import PROJECT_ROOT
 from brite_lib.stages import NOTEBOOKS
 
 STAGES = {**NOTEBOOKS, "report": "06_report.ipynb"}
-OF_THE_MODEL = {"psi", "theta", "evaluation", "rejection", "dpo", "drr", "latro", "grpo", "rloo", "verifree", "harness"}
+OF_THE_MODEL = {"psi", "theta", "sft", "evaluation", "rejection", "dpo", "drr", "latro", "grpo", "rloo", "verifree", "harness"}
 IN_PLACE = {"latro", "grpo", "rloo", "verifree"}
 
 
@@ -58,7 +58,7 @@ def with_code(text):
 )
 def test_an_edit_changes_what_uses_it(edited, file, stages):
     changed = edited(file, with_code)
-    optional = {"report", "drr", "theta"}  # they share more: parameters to show, the learner's settings
+    optional = {"report", "drr", "theta", "sft", "harness", "distillation"}  # they share more: parameters to show, a learner's settings
     assert stages <= changed <= stages | optional, changed
 
 

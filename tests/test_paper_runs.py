@@ -49,7 +49,7 @@ SIZES = {
     "evaluation": {**SHORT, "bootstrap": 20},
 }
 # Rejection needs a judge, and verify.py does not judge programs yet: nothing else in this run needs one.
-NOT_JUDGED = {"table2-deepseek-coder-6.7b": {"answer_kind": "exact"}}
+NOT_JUDGED = {"table2-deepseek-coder-6.7b": {"answer_kind": "math"}}
 # One stage of each kind, in this order.
 STAGES = ("sft", "rs_sampling", "brite_psi", "brite", "brite_dpo_psi_round1", "brite_dpo_round1", "latro")
 
