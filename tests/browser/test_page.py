@@ -274,20 +274,14 @@ def test_jsonl_export_has_every_column_of_one_value(browse, tmp_path, picture):
 @pytest.mark.parametrize("width", [1280, 400])
 def test_every_state_fits_and_is_accessible(browse, picture, serious, theme, width):
     page = browse(ROWS, "GSM8K, three sources", width=width, height=900, theme=theme)
-    states = {
-        "heat": "3",
-        "text": "0",
-        "difference": "0 d",
-        "flips": "f",
-        "problem": "f h k",
-        "keys": "?",
-        "export": "Escape e",
-        "rates": "Escape p",
-    }
+    states = {"heat": "j 3", "text": "0", "difference": "0 d", "flips": "f", "problem": "f Home"}
+    states |= {"keys": "?", "export": "Escape e", "rates": "Escape p"}
+    shown = {"heat": ".token", "text": ".rationale.plain", "difference": ".sides", "flips": ".flips", "problem": ".votes"}
     at_list(page, ungrouped=False)
     for state, keys in states.items():
         press(page, keys)
         page.wait_for_timeout(100)
+        assert page.locator(shown.get(state, "dialog")).first.is_visible(), state
         picture(page, f"{theme}-{width}-{state}")
         assert page.evaluate("document.scrollingElement.scrollWidth") <= width, state
         assert serious(page) == [], state
