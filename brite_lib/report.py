@@ -269,13 +269,14 @@ def rationales_html(examples: Sequence[Mapping[str, Any]]) -> Html:
     return Html(_TEMPLATES.get_template("rationales.html.j2").render(examples=examples))
 
 
-def write_html(run: Run, pictures: Mapping[str, Figure], path: str | Path) -> Path:
+def write_html(run: Run, pictures: Mapping[str, Figure], path: str | Path, browser: str = "") -> Path:
     """Write the report as one HTML file that needs no other file and no network.
 
     Args:
         run: the run.
         pictures: figures by caption, shown in this order.
         path: of the file; written whole or not at all.
+        browser: HTML of the rationale browser, which is not escaped (:func:`brite_lib.viewer.embedded`).
     """
     main = "pass@1" if any(row["metric"] == "pass@1" for row in run.rows) else run.rows[0]["metric"]
     results = result_table(run)
@@ -292,6 +293,7 @@ def write_html(run: Run, pictures: Mapping[str, Figure], path: str | Path) -> Pa
         differences=difference_table(run, main),
         pictures={caption: _image(figure) for caption, figure in pictures.items()},
         examples=rationales(run),
+        browser=browser,
         learned=learned_table(run),
         written=written_table(run),
         costs=cost_table(run),

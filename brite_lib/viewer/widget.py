@@ -13,6 +13,7 @@ from brite_lib.viewer.page import fragment, plain_text, script, static_table, st
 from brite_lib.viewer.table import Rows, read_rows
 
 NOTEBOOK_MB = 10.0  # of one output in an executed notebook
+REPORT_MB = 2.0  # of a report that is sent by mail
 FALLBACK_MB = 1.0  # of the copy beside a live widget: Jupyter drops outputs of more than some megabytes per second
 
 
@@ -105,3 +106,8 @@ def to_html(table: Rows, path: str | Path, title: str = "Rationales", max_mb: fl
         InputError: one sentence about what is wrong with the table.
     """
     return write_page(pack(read_rows(table), title, max_mb), path, title)
+
+
+def embedded(table: Rows, title: str = "", max_mb: float = REPORT_MB) -> str:
+    """The browser as a piece of HTML for a page of one's own, which must allow inline scripts; arguments as in :func:`to_html`."""
+    return fragment(pack(read_rows(table), title, max_mb))

@@ -37,7 +37,7 @@ params.difference()
 # %%
 from brite_lib import report
 from brite_lib.results import write_results
-from brite_lib.viewer import to_html
+from brite_lib.viewer import embedded, to_html
 
 run = report.load_run(params.run_dir, params.title)
 print(run.title, "·", len(run.records), "stages")
@@ -110,7 +110,7 @@ report.stage_table(run)
 
 # %%
 rows = write_results(run.dir)
-page = report.write_html(run, pictures, run.dir / "report.html")
 tables = [path for name in ("rationales", "predictions") for path in sorted(run.dir.glob(f"seed*/*/{name}.parquet"))]
+page = report.write_html(run, pictures, run.dir / "report.html", browser=embedded(tables))
 browser = to_html(tables, run.dir / "rationales.html", title=run.title)
 print(f"{len(rows)} rows in {run.dir / 'results.json'}; report: {page}; all rationales: {browser}")
