@@ -16,7 +16,7 @@ from brite_lib.errors import InputError
 from brite_lib.files import atomic_path, atomic_write_text
 from brite_lib.params import method_order, resolve_path
 from brite_lib.records import checked_digest, read_record
-from brite_lib.stats import bootstrap_ci, majority_at_k, pass_at_k, t_interval
+from brite_lib.stats import bootstrap_ci, majority_at_k, pass_at_k, t_interval, wilson_interval
 from brite_lib.tables import read_predictions
 
 COSTS = ("seconds", "tokens_generated", "tokens_trained", "flops", "gpu_hours")
@@ -29,7 +29,8 @@ def collect(run_dir: str | Path) -> list[dict[str, Any]]:
 
     ``values`` has one accuracy per seed: ``pass@1`` over the samples at a temperature above 0 (the presets use 1),
     ``maj@k`` over the same k samples, ``greedy`` at temperature 0. What could not be judged counts as wrong. With one seed
-    the interval is a bootstrap over problems, with several a t-interval over seeds; ``ci`` says which. Tasks of
+    the interval is over problems (Wilson's where each has one answer, else a bootstrap), with several a t-interval over
+    seeds; ``ci`` says which. Tasks of
     lm-evaluation-harness have its metrics, and with one seed the interval of its standard error. ``seconds``,
     ``tokens_generated``, ``tokens_trained``, ``flops`` and ``gpu_hours`` are the method's training in this run, sampling of its
     rationales included and evaluation excluded, as means over seeds; a base model that the run did not make costs 0.
@@ -83,11 +84,20 @@ def _rows(method: str, benchmark: str, paths: dict[int, Path], run_dir: Path) ->
         if len(per_seed) != len(seeds):
             raise InputError(f"{run_dir}: {method} on {benchmark}: some seeds have no {metric}")
         values = [float(accuracy.mean()) for accuracy in per_seed]
-        mean, low, high = bootstrap_ci(per_seed[0]) if len(seeds) == 1 else t_interval(values)
+        mean, low, high, kind = _interval(per_seed)
         row = {"method": method, "benchmark": benchmark, "metric": metric, "k": k, "seeds": seeds, "values": values, "mean": mean}
-        row |= {"ci_low": _number(low), "ci_high": _number(high), "ci": "bootstrap over problems" if len(seeds) == 1 else "t over seeds"}
+        row |= {"ci_low": _number(low), "ci_high": _number(high), "ci": kind}
         rows.append(row | shared)
     return rows
+
+
+def _interval(per_seed: Sequence[NDArray[np.float64]]) -> tuple[float, float, float, str]:
+    """Mean, low, high, and what the interval is."""
+    if len(per_seed) > 1:
+        return *t_interval([float(accuracy.mean()) for accuracy in per_seed]), "t over seeds"
+    if np.isin(per_seed[0], (0.0, 1.0)).all():  # one answer per problem, or votes without a tie
+        return *wilson_interval(per_seed[0]), "Wilson over problems"
+    return *bootstrap_ci(per_seed[0]), "bootstrap over problems"
 
 
 def _harness_rows(run_dir: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Statistics of evaluation: unbiased pass@k, majority vote, intervals that say what they vary over, and McNemar's test.
 
-Two sources of chance must not be mixed up: the problems of the test set (:func:`bootstrap_ci`) and the training
-seeds (:func:`t_interval`, :func:`paired_difference`). A bootstrap over 3-5 seeds covers far less than it claims,
-so seeds get a t-interval. docs/results/coverage.md has the measured coverage of both, and where it fails.
+Two sources of chance must not be mixed up: the problems of the test set (:func:`bootstrap_ci`, and :func:`wilson_interval`
+where every problem has one answer) and the training seeds (:func:`t_interval`, :func:`paired_difference`). A bootstrap over
+3-5 seeds covers far less than it claims, so seeds get a t-interval. docs/results/coverage.md has the measured coverage
+of all, and where it fails.
 """
 
 import math
@@ -122,6 +123,26 @@ def bootstrap_ci(per_problem_values: ArrayLike, level: float = 0.95, resamples: 
         (values,), np.mean, n_resamples=resamples, confidence_level=level, method="percentile", batch=100, rng=np.random.default_rng(seed)
     ).confidence_interval
     return mean, float(interval.low), float(interval.high)
+
+
+def wilson_interval(right: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """Share of right answers, one answer per problem, with Wilson's score interval: it holds also where hardly any is right, or wrong.
+
+    Args:
+        right: (problems,) of 0 and 1.
+        level: coverage (docs/results/coverage.md has the measured one, beside the bootstrap's).
+
+    Returns:
+        (mean, low, high).
+
+    Raises:
+        ValueError: for no values, or others than 0 and 1.
+    """
+    right = np.asarray(right, dtype=np.float64)
+    if right.ndim != 1 or right.size == 0 or not np.isin(right, (0.0, 1.0)).all():
+        raise ValueError("wilson_interval needs a non-empty list of 0 and 1, one per problem")
+    found = scipy.stats.binomtest(int(right.sum()), right.size).proportion_ci(level, method="wilson")
+    return float(right.mean()), float(found.low), float(found.high)
 
 
 def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:

@@ -71,11 +71,16 @@ def test_rows_of_two_seeds(tmp_path):
     assert (rows["base", "greedy"]["seconds"], rows["base", "greedy"]["tokens_generated"]) == (0, 0)
 
 
-def test_one_seed_has_a_bootstrap_interval(tmp_path):
+def test_one_seed_has_an_interval_over_problems(tmp_path):
     write_run(tmp_path / "run", seeds=1, prefix="toy-easy.")
-    row = next(row for row in collect(tmp_path / "run") if (row["method"], row["metric"]) == ("brite", "pass@1"))
-    assert (row["mean"], row["ci_low"], row["ci_high"], row["ci"]) == (0.5, 0.0, 1.0, "bootstrap over problems")
-    assert row["seconds"] == 15.0
+    rows = {(row["method"], row["metric"]): row for row in collect(tmp_path / "run")}
+    base, brite = rows["base", "pass@1"], rows["brite", "pass@1"]
+    assert (base["mean"], base["ci_low"], base["ci_high"], base["ci"]) == (0.25, 0.0, 0.5, "bootstrap over problems")
+    assert brite["ci"] == "Wilson over problems"  # every problem always right or always wrong
+    half, centre = 0.40547, 0.5  # z²/(n + z²) by hand for n = 2, one of them right
+    assert (brite["mean"], brite["ci_low"], brite["ci_high"]) == pytest.approx((0.5, centre - half, centre + half), abs=1e-4)
+    assert rows["brite", "greedy"]["ci_low"] == pytest.approx(2 / (2 + 1.959964**2), abs=1e-5) and rows["brite", "greedy"]["ci_high"] == 1.0
+    assert brite["seconds"] == 15.0
 
 
 def test_flops_that_a_stage_did_not_count_are_unknown_and_not_zero(tmp_path):

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from brite_lib.stats import bootstrap_ci, majority_at_k, mcnemar, minimum_detectable_difference, paired_difference, pass_at_k, t_interval
+from brite_lib.stats import (
+    bootstrap_ci,
+    majority_at_k,
+    mcnemar,
+    minimum_detectable_difference,
+    paired_difference,
+    pass_at_k,
+    t_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(n, c, k) for n in range(1, 7) for c in range(n + 1) for k in range(1, n + 1)])
@@ -128,3 +137,12 @@ def test_the_difference_is_found_with_its_power():
     counts = np.random.default_rng(0).multinomial(500, [(0.2 + difference) / 2, (0.2 - difference) / 2, 0.8], size=4000)
     p_values = {pair: scipy.stats.binomtest(pair[0], sum(pair)).pvalue for pair in {(int(a), int(b)) for a, b, _ in counts}}
     assert np.mean([p_values[int(a), int(b)] < 0.05 for a, b, _ in counts]) == pytest.approx(0.78, abs=0.03)
+
+
+def test_wilson_by_hand():
+    mean, low, high = wilson_interval([1, 1, 1, 0])  # z = 1.959964: (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n)
+    assert (mean, low, high) == pytest.approx((0.75, 0.3006418, 0.9544127), abs=1e-6)
+    assert wilson_interval([1] * 500)[1:] == pytest.approx((500 / (500 + 1.959964**2), 1.0), abs=1e-7)
+    for bad in ([], [0.5], [[1]]):
+        with pytest.raises(ValueError, match="list of 0 and 1"):
+            wilson_interval(bad)

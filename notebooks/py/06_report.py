@@ -46,7 +46,7 @@ report.provenance(run)
 # %% [markdown]
 # ## Accuracy
 #
-# With one seed the interval is a bootstrap over problems: what another test set of the same kind would change. With several
+# With one seed the interval is over problems: what another test set of the same kind would change. With several
 # it is a t-interval over training seeds: what training again would change. The column `interval is` says which.
 
 # %%
