@@ -22,6 +22,9 @@
 #
 # At $c = 1$ this is the evidence lower bound, and its maximum is the posterior. Token by token, the reward is
 # $-c\,(\log Q_\psi - \log P_\theta)$, plus $\log P(y^\star \mid x, z; \theta)$ on the last token of $z$ (Proposition 3.7).
+#
+# The bound is one line of algebra: $\log P(y^\star \mid x; \theta) - \mathrm{ELBO} = \mathrm{KL}(Q_\psi \,\|\, \text{posterior}) \ge 0$. The
+# left side's first term does not depend on $\psi$, so whatever raises the ELBO brings $Q_\psi$ nearer to the posterior.
 
 # %% tags=["parameters"]
 stage: str = ""  # name of the stage in its record; empty: the notebook's own
@@ -85,6 +88,7 @@ params.difference()
 
 # %%
 import pandas as pd
+import torch
 
 from brite_lib import costs, em, live, plots
 from brite_lib.models import load_policy, load_template, save_policy
@@ -114,11 +118,23 @@ columns = ["question", "gold", "rationale", "answer_text", "correct", "logp_answ
 pd.DataFrame(before)[columns].head(8)
 
 # %% [markdown]
+# One reward by another way: the loss of transformers on the tokens of $y^\star$ alone is their mean $-\log P$.
+
+# %%
+row = next((row for row in before if row["finished"]), None)
+if row:
+    context, gold = row["prompt_ids"] + row["rationale_ids"], template.answer_ids(row["gold"])
+    with torch.no_grad(), costs.not_counted():
+        ids = torch.tensor([context + gold, [-100] * len(context) + gold], device=theta.device)
+        loss = theta(input_ids=ids[:1], labels=ids[1:]).loss.item()
+    print(f"log P(y*|x,z): {row['logp_answer']:.4f} in the table, {-loss * len(gold):.4f} from the loss")
+
+# %% [markdown]
 # ## Training
 #
 # Every step samples fresh rationales from $Q_\psi$ at temperature 1 and updates on them. At step 0 the trainer checks
 # that $\log Q_\psi = \log P_\theta$ on what it sampled: otherwise the KL would have the wrong anchor. The run resumes
-# from `checkpoint/` if it was interrupted.
+# from `checkpoint/` if it was interrupted. In JupyterLab the picture below moves while it trains; it only looks on.
 
 # %%
 trainer = PosteriorPPOTrainer(theta, template, problems, params, checkpoint=stage.checkpoints() / "state.pt", log=stage.log)
@@ -128,9 +144,21 @@ with live.shown(trainer, validation):  # looks on, changes nothing
     psi = trainer.train()
 stage.count(trainer.tokens_generated, trainer.tokens_trained, seconds=trainer.seconds_before)
 
+# %% [markdown]
+# What to look at. `elbo` must rise: it is the objective. It is made of two: the likelihood of $y^\star$ (`reward/…`), which rises, and
+# `kl`, the nats that were paid for it. `finished` stays near 1; a fall means that $Q$ forgets to end its thoughts. `entropy` falls, but not
+# to 0: a posterior has several rationales. A reward that rises while right answers (below) do not is the sign of hedging.
+
 # %%
 names = ["elbo", f"reward/{trainer.reward.metric}", "kl", "entropy", "rationale_length", "finished"]
 plots.training_curves(stage.path("metrics.jsonl"), names, title="ψ-PPO", path=stage.path("figures/training.png"))
+
+# %% [markdown]
+# $Q$ starts at $\theta$, so the KL of the first batch, sampled before any update, is 0 up to rounding.
+
+# %%
+history = pd.read_json(stage.path("metrics.jsonl"), lines=True)
+print(f"KL of the first batch {abs(history['kl'].iloc[0]):.4f}; ELBO {history['elbo'].iloc[0]:.3f} → {history['elbo'].iloc[-1]:.3f}")
 
 # %% [markdown]
 # ## EM monitor
@@ -158,6 +186,15 @@ with trainer.reference.model() as frozen:
 rows = add_scores(rows, template, None, psi, batch_size=params.batch_size)
 write_table(rows, RATIONALES, stage.path("rationales.parquet"))
 pd.DataFrame(rows)[columns].head(8)
+
+# %% [markdown]
+# The table is enough to compute the ELBO again, on other problems and other samples than the last batch of training. With $c = 1$,
+# reward (i) and no cost of brevity the two agree up to sampling.
+
+# %%
+scored = [row for row in rows if row["finished"]]
+again = [row["logp_answer"] - params.kl_coef * (sum(row["logp_psi"]) - sum(row["logp_theta"])) for row in scored]
+print(f"ELBO {pd.Series(again, dtype=float).mean():.3f} over {len(again)} rationales; in the last batch {history['elbo'].iloc[-1]:.3f}")
 
 # %% [markdown]
 # What to look at: the share of right answers and the likelihood of $y^\star$ should have risen. Where the base is *not*

@@ -101,6 +101,7 @@ if len(dataset):
     context = first["labels"].count(-100)
     print("context:", template.decode(first["input_ids"][:context])[-300:])
     print("learned:", template.decode(first["input_ids"][context:])[-300:])
+    assert first["labels"] == [-100] * context + first["input_ids"][context:]  # each token is either context or its own target
 
 # %% [markdown]
 # ## How good they are
@@ -109,8 +110,15 @@ if len(dataset):
 # before any derivation, and the share that ends in its own answer. `brite_lib/quality.py` defines each and says where it is blind.
 
 # %%
-written = quality.summary(quality.with_log_probs(rows, template, model, params.batch_size))
+before = quality.with_log_probs(rows, template, model, params.batch_size)
+written = quality.summary(before)
 pd.Series(written).round(4).to_frame("value")
+
+# %% [markdown]
+# ## Training
+#
+# The loss is $-\log P(z, y^\star \mid x; \theta)$ in nats per learned token. Where $\theta$ itself or $Q_\psi$ wrote the
+# rationales it starts low: what changes is less what $\theta$ can do than how *often* it does it. An interrupted run resumes.
 
 # %%
 checkpoints = stage.checkpoints()
@@ -122,6 +130,16 @@ metrics
 # %%
 if metrics["steps"]:
     plots.training_curves(stage.path("metrics.jsonl"), ["loss", "learning_rate"], title="θ-SFT", path=stage.path("figures/training.png"))
+
+# %% [markdown]
+# Did it learn what it was shown? The rationales of the first problems, $-\log P(z \mid x; \theta)$ before and after. The second should be lower,
+# and not 0: a question has several good rationales.
+
+# %%
+shown = before[:64]
+after = quality.with_log_probs([{**row, "logp_theta": None} for row in shown], template, model, params.batch_size)
+nats = {name: quality.summary(table).get("quality/nats") for name, table in (("before", shown), ("after", after))}
+pd.DataFrame(nats, index=["nats per rationale"], dtype=float).round(3)
 
 # %% [markdown]
 # ## EM monitor

@@ -67,6 +67,8 @@ params = DpoParams.from_notebook(globals())
 params.difference()
 
 # %%
+import math
+
 import pandas as pd
 
 from brite_lib import plots
@@ -105,6 +107,13 @@ shown = ["question", "gold", "chosen_rationale", "chosen_answer_text", "rejected
 pd.DataFrame(pairs)[shown].head(8)
 
 # %% [markdown]
+# The two sides of a pair have one prompt, so a drawn problem was sometimes solved and sometimes not: `num_correct` is neither 0 nor $N$.
+
+# %%
+assert params.pairs or all(0 < pair["num_correct"] < params.samples for pair in pairs)
+print(f"in the middle of the pairs {pd.Series([pair['num_correct'] for pair in pairs]).median():g} of a problem's samples are right")
+
+# %% [markdown]
 # ## Training
 
 # %%
@@ -122,6 +131,13 @@ metrics
 # %%
 names = ["loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected", "logps/chosen"]
 plots.training_curves(stage.path("metrics.jsonl"), names, title="DPO", path=stage.path("figures/training.png"))
+
+# %% [markdown]
+# Before the first update $Q = P$, both log-ratios are 0, and the loss is $-\log\sigma(0) = \log 2$.
+
+# %%
+history = pd.read_json(stage.path("metrics.jsonl"), lines=True)
+print(f"loss {history['loss'].iloc[0]:.4f} at first (log 2 = {math.log(2):.4f}), {history['loss'].iloc[-1]:.4f} at the end")
 
 # %%
 directory = save_policy(theta, template, stage.path("model"))
