@@ -3,18 +3,20 @@
 Every function returns the figure, which a notebook shows once, wherever in a cell the call stands. ``path`` also saves it as PNG.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullLocator, PercentFormatter
 
 from brite_lib.files import atomic_path
 from brite_lib.params import METHODS, STUDENT_METHODS, method_order
@@ -51,12 +53,12 @@ def styled() -> Iterator[None]:
 
 
 def colour_of(method: str) -> Any:
-    """The colour of a method in every picture, also of what a student learned from it; grey for base models, black for others."""
+    """The colour of a method in every picture, also of its sampling and of a student's version; grey for base models, black for others."""
     main = [PALETTE[i] for i in (9, 9, 6, 1, 2, 4, 0)]
     others = [PALETTE[i] for i in (8, 3, 5)] + sns.color_palette("dark")[:7]
     own = [name for name in METHODS[1:] if name not in STUDENT_METHODS]
     colours = {"base": GREY, "student": GREY, **dict(zip(own, main + others, strict=True))}
-    return colours.get(method.partition("_round")[0].removeprefix("distil_"), "black")
+    return colours.get(method.partition("_round")[0].removesuffix("_sampling").removeprefix("distil_"), "black")
 
 
 @styled()
@@ -74,16 +76,19 @@ def training_curves(
         names: metrics; one that was never logged has an empty panel that says so.
         title: above the panels.
         path: also save a PNG there.
+
+    A later round of a method has the colour of the first, darker and dashed.
     """
     groups = paths if isinstance(paths, Mapping) else {"": [paths] if isinstance(paths, str | Path) else paths}
     lines = [(label, line) for label, files in groups.items() for file in files for line in read_metrics(file)]
     figure, axes = _panels(len(names), columns=3, height=1.9)
-    colours = {label: colour_of(label) if method_order(label)[0] < len(METHODS) else PALETTE[i % 10] for i, label in enumerate(groups)}
+    colours = {label: _of_round(label, PALETTE[i % 10]) for i, label in enumerate(groups)}
+    dashes = {label: ("", (4, 1.5), (1, 1))[min(method_order(label)[1], 3) - 1] for label in groups}
     for ax, name in zip(axes, names, strict=True):
         logged = [{"run": label, "step": line["step"], "value": line[name]} for label, line in lines if line.get(name) is not None]
         ax.set_title(name)
         if logged:
-            style = {"hue": "run", "palette": colours, "legend": False}
+            style = {"hue": "run", "palette": colours, "style": "run", "dashes": dashes, "legend": False}
             sns.lineplot(pd.DataFrame(logged), x="step", y="value", errorbar=("pi", 100), ax=ax, **style)
             ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         else:
@@ -91,7 +96,7 @@ def training_curves(
             ax.set(xticks=[], yticks=[])
         ax.set(xlabel="step" if ax.get_subplotspec().is_last_row() else "", ylabel="")
     if len(groups) > 1:
-        _legend(figure, colours)
+        _legend(figure, {label: Line2D([], [], color=colours[label], dashes=dashes[label] or (None, None)) for label in groups})
     return finish(figure, title, path)
 
 
@@ -123,6 +128,31 @@ def result_bars(rows: Sequence[Mapping[str, Any]], metric: str = "pass@1", path:
         ax.grid(visible=False, axis="y")
     intervals = " or ".join(dict.fromkeys(row["ci"] for row in rows if row["ci_low"] is not None))
     return finish(figure, f"{metric}; line: 95 % interval ({intervals})" if intervals else metric, path)
+
+
+@styled()
+def result_heatmap(rows: Sequence[Mapping[str, Any]], metric: str = "pass@1", path: str | Path | None = None) -> Figure:
+    """Accuracy in % of each method (row) on each benchmark (column), on one scale from 0 to 100; blank where it was not evaluated.
+
+    Args:
+        rows: of ``results.json``.
+        metric: the rows to show.
+        path: also save a PNG there.
+    """
+    shown = pd.DataFrame([{name: row[name] for name in ("method", "benchmark", "mean")} for row in rows if row["metric"] == metric])
+    if shown.empty:
+        raise ValueError(f"no row has the metric {metric!r}")
+    table = 100 * shown.pivot(index="method", columns="benchmark", values="mean")
+    table = table.loc[sorted(table.index, key=method_order), list(dict.fromkeys(shown["benchmark"]))]
+    size = (min(7.2, 1.6 + 0.95 * len(table.columns)), 0.9 + 0.28 * len(table))
+    figure, ax = plt.subplots(figsize=size, layout="constrained")
+    colours = sns.light_palette("#74b3da", as_cmap=True)  # light to the end: black numbers stay legible, also when a dark page inverts it
+    numbers = {"annot": True, "fmt": ".1f", "annot_kws": {"size": 8.5, "color": "#222222"}}
+    sns.heatmap(table, vmin=0, vmax=100, cmap=colours, cbar=False, linewidths=1.5, ax=ax, **numbers)
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(length=0)
+    ax.tick_params(axis="y", rotation=0)
+    return finish(figure, f"{metric}, %", path)
 
 
 @styled()
@@ -165,26 +195,36 @@ def length_histogram(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: str
         path: also save a PNG there.
     """
     table = _table(rows, "num_tokens").dropna(subset="num_tokens")
-    sources, benchmarks = _ordered(table["source"]), list(table["benchmark"].unique())
-    figure, grid = plt.subplots(
-        len(sources), len(benchmarks), figsize=(7.2, 0.6 + 0.62 * len(sources)), sharex="col", squeeze=False, layout="constrained"
-    )
     wide = table["num_tokens"].max() - table["num_tokens"].min() > 60
-    bins = {"bins": 40} if wide else {"discrete": True}
-    for column, benchmark in enumerate(benchmarks):
-        here = table[table["benchmark"] == benchmark]
-        for line, source in enumerate(sources):
-            ax: Axes = grid[line, column]
-            lengths = here.loc[here["source"] == source, "num_tokens"]
-            bounds = {"binrange": (here["num_tokens"].min(), here["num_tokens"].max())} if wide else {}
-            sns.histplot(x=lengths, stat="probability", color=colour_of(source), alpha=0.75, linewidth=0, ax=ax, **bins, **bounds)
-            ax.set(xlabel="", ylabel="", yticks=[])
-            ax.spines["left"].set_visible(False)
-            if column == 0:
-                ax.set_ylabel(source, rotation=0, ha="right", va="center")
-        grid[0, column].set_title(benchmark)
-    figure.supxlabel("tokens of rationale and answer", fontsize=9)
+    bins = (lambda lengths: {"bins": 40, "binrange": (lengths.min(), lengths.max())}) if wide else (lambda _: {"discrete": True})
+    figure = _histograms(table, "num_tokens", "tokens of rationale and answer", bins)
     return finish(figure, "Length of the rationales", path)
+
+
+@styled()
+def perplexity_histogram(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: str | Path | None = None) -> Figure:
+    """Perplexities of single rationales (``perplexity``: exp of the mean −log P of a token), panels as in :func:`length_histogram`.
+
+    The bins span the inner 99 % of every source; what lies outside is in the first or last bin.
+
+    Args:
+        rows: a rationale each.
+        path: also save a PNG there.
+    """
+    table = _table(rows, "perplexity")
+    inner = table.groupby(["source", "benchmark"])["perplexity"].quantile([0.005, 0.995])
+    low, high = inner.min(), max(inner.max(), 1.01 * inner.min())
+    log = high > 10 * low
+    edges = np.geomspace(low, high, 41) if log else np.linspace(low, high, 41)
+    table["perplexity"] = table["perplexity"].clip(low, high)
+    label = f"perplexity of a rationale under frozen θ{' (log scale)' if log else ''}; the edges hold what lies outside"
+    figure = _histograms(table, "perplexity", label, lambda _: {"bins": edges})
+    for ax in figure.axes if log else ():
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_locator(NullLocator())
+    return finish(figure, "Perplexity of the rationales that each source wrote", path)
 
 
 @styled()
@@ -215,6 +255,32 @@ def style_shares(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: str | P
     return finish(figure, "Styles of the rationales", path)
 
 
+def _of_round(label: str, other: Any) -> Any:
+    """The colour of a method, darker by a third in every round after the first; ``other`` for what is no method."""
+    place, number, _ = method_order(label)
+    return tuple((2 / 3) ** (number - 1) * part for part in to_rgb(colour_of(label) if place < len(METHODS) else other))
+
+
+def _histograms(table: pd.DataFrame, column: str, label: str, bins: Callable[[pd.Series], dict[str, Any]]) -> Figure:
+    """A line of panels per source, a column of them per benchmark; ``bins`` gives seaborn's settings for a benchmark's values."""
+    sources, benchmarks = _ordered(table["source"]), list(table["benchmark"].unique())
+    size = (7.2, 0.6 + 0.62 * len(sources))
+    figure, grid = plt.subplots(len(sources), len(benchmarks), figsize=size, sharex="col", squeeze=False, layout="constrained")
+    for place, benchmark in enumerate(benchmarks):
+        here = table[table["benchmark"] == benchmark]
+        style = {"stat": "probability", "alpha": 0.75, "linewidth": 0, **bins(here[column])}
+        for ax, source in zip(grid[:, place], sources, strict=True):
+            values = here.loc[here["source"] == source, column]
+            sns.histplot(x=values, color=colour_of(source), ax=ax, **style)
+            ax.set(xlabel="", ylabel="", yticks=[])
+            ax.spines["left"].set_visible(False)
+            if place == 0:
+                ax.set_ylabel(source, rotation=0, ha="right", va="center")
+        grid[0, place].set_title(benchmark)
+    figure.supxlabel(label, fontsize=9)
+    return figure
+
+
 def _panels(count: int, columns: int, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
     columns = min(count, columns)
     rows = -(-count // columns)
@@ -242,9 +308,11 @@ def _ordered(sources: pd.Series) -> list[str]:
     return sorted(sources.unique(), key=lambda name: method_order(name)[:2])
 
 
-def _legend(figure: Figure, colours: Mapping[str, Any]) -> None:
-    patches = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
-    figure.legend(patches, list(colours), loc="outside lower center", ncols=min(len(colours), 6), frameon=False, handlelength=1, fontsize=9)
+def _legend(figure: Figure, keys: Mapping[str, Any]) -> None:
+    """By label a line, or a colour for a patch of it."""
+    handles = [key if isinstance(key, Line2D) else plt.Rectangle((0, 0), 1, 1, color=key) for key in keys.values()]
+    length = 1.8 if any(isinstance(key, Line2D) for key in keys.values()) else 1
+    figure.legend(handles, list(keys), loc="outside lower center", ncols=min(len(keys), 6), frameon=False, handlelength=length, fontsize=9)
 
 
 def finish(figure: Figure, title: str = "", path: str | Path | None = None) -> Figure:

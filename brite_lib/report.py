@@ -22,9 +22,19 @@ from brite_lib import plots
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text
 from brite_lib.params import is_toy, method_order, resolve_path
+from brite_lib.pipeline_graph import draw, stage_graph
 from brite_lib.records import read_metrics, read_record
 from brite_lib.results import collect
-from brite_lib.run_tables import cost_table, learned_table, sampling_table, stage_table, written_table
+from brite_lib.run_tables import (
+    cost_table,
+    hash_table,
+    learned_table,
+    perplexities,
+    sampling_table,
+    stage_table,
+    task_of,
+    written_table,
+)
 from brite_lib.stats import paired_difference
 from brite_lib.tables import read_predictions
 
@@ -224,6 +234,8 @@ def figures(run: Run) -> dict[str, Figure]:
     folder = run.dir / "figures"
     metric = "pass@1" if any(row["metric"] == "pass@1" for row in run.rows) else run.rows[0]["metric"]
     pictures = {f"Accuracy ({metric}) of each method": plots.result_bars(run.rows, metric, folder / "results.png")}
+    if len({row["benchmark"] for row in run.rows if row["metric"] == metric}) > 1:
+        pictures[f"{metric} by method and benchmark"] = plots.result_heatmap(run.rows, metric, folder / "heatmap.png")
     band = "; band: range of seeds" if len({record["seed"] for record in run.records.values()}) > 1 else ""
     for kind, setting, file, names in (("ψ-update", "kl_coef", "psi", PSI_METRICS), ("θ-update", "rationales", "theta", ("loss",))):
         for task, logs in _logged(run, setting).items():
@@ -239,6 +251,9 @@ def figures(run: Run) -> dict[str, Figure]:
     rows = sampled(run)
     if not rows["num_tokens"].dropna().empty:
         pictures["Length of sampled rationales and answers"] = plots.length_histogram(rows, folder / "lengths.png")
+    scored = perplexities(run)
+    if not scored.empty:
+        pictures["Perplexity of the rationales of each source"] = plots.perplexity_histogram(scored, folder / "perplexity.png")
     if rows["toy"].any():
         pictures["Share of each style"] = plots.style_shares(rows[rows["toy"]], folder / "styles.png")
     return pictures
@@ -267,6 +282,11 @@ def rationales(run: Run, problems: int = 4, methods: Sequence[str] = SHOWN_METHO
 def rationales_html(examples: Sequence[Mapping[str, Any]]) -> Html:
     """The rationales as HTML for a notebook."""
     return Html(_TEMPLATES.get_template("rationales.html.j2").render(examples=examples))
+
+
+def pipeline_html(run: Run) -> Html:
+    """Which stage reads which, with their seconds (means over seeds), for a notebook; shaded by share of the slowest stage's seconds."""
+    return Html(_TEMPLATES.get_template("pipeline.svg.j2").render(drawing=draw(stage_graph(run))))
 
 
 def write_html(run: Run, pictures: Mapping[str, Figure], path: str | Path, browser: str = "") -> Path:
@@ -298,7 +318,9 @@ def write_html(run: Run, pictures: Mapping[str, Figure], path: str | Path, brows
         written=written_table(run),
         costs=cost_table(run),
         sampling=sampling_table(run),
+        drawing=draw(stage_graph(run)),
         stages=stage_table(run),
+        hashes=hash_table(run),
     )
     atomic_write_text(path, page)
     return Path(path)
@@ -322,8 +344,7 @@ def _monitored(run: Run) -> pd.DataFrame:
             stage, number = record["stage"], record["params"]["round"]
             name = stage.partition("_round")[0]
             method, update = name.removesuffix("_psi"), f"{'ψ' if name.endswith('_psi') else 'θ'} {number}"
-            task = Path(key).name.removesuffix(stage).rstrip(".")
-            rows.append({"task": task, "round": number, "after": stage, "method": method, "update": update, **measured})
+            rows.append({"task": task_of(key, record), "round": number, "after": stage, "method": method, "update": update, **measured})
     rows.sort(key=lambda row: (row["task"], row["round"], method_order(row["after"])))
     return pd.DataFrame(rows)
 
@@ -334,8 +355,7 @@ def _logged(run: Run, setting: str) -> dict[str, dict[str, list[Path]]]:
     for key, record in sorted(run.records.items(), key=lambda item: method_order(item[1]["stage"])[:2]):
         path, stage = run.dir / key / "metrics.jsonl", record["stage"]
         if setting in record["params"] and path.is_file():
-            task = Path(key).name.removesuffix(stage).rstrip(".")
-            found.setdefault(task, {}).setdefault(stage, []).append(path)
+            found.setdefault(task_of(key, record), {}).setdefault(stage, []).append(path)
     return dict(sorted(found.items()))
 
 

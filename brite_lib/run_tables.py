@@ -1,6 +1,6 @@
 """Tables of a run about what it cost and how good its rationales are, from the records of its stages."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,9 @@ import pandas as pd
 
 from brite_lib.forecast import number_of_problems, passes, rationales_per_problem, token_bounds
 from brite_lib.params import StageParams, method_order
+from brite_lib.quality import perplexity
 from brite_lib.stages import SECTIONS
+from brite_lib.tables import read_rationales
 
 if TYPE_CHECKING:
     from brite_lib.report import Run
@@ -24,13 +26,13 @@ def cost_table(run: "Run") -> pd.DataFrame:
     """
     metric = "pass@1" if any(row["metric"] == "pass@1" for row in run.rows) else run.rows[0]["metric"]
     rows = [row for row in run.rows if row["metric"] == metric]
-    size, unit = _unit(row["flops"] for row in rows)
+    title, flops_of = _flops(run)
     of_sft = {row["benchmark"]: row["flops"] for row in rows if row["method"] == "sft"}
     table = []
     for row in rows:
         flops, sft = row["flops"], of_sft.get(row["benchmark"])
         found = {"benchmark": row["benchmark"], "method": row["method"], "tokens generated": round(row["tokens_generated"])}
-        found |= {"tokens trained": round(row["tokens_trained"]), unit: _ratio(flops, size), "× sft": _ratio(flops, sft)}
+        found |= {"tokens trained": round(row["tokens_trained"]), title: flops_of(row), "× sft": _ratio(flops, sft)}
         found |= {"seconds": round(row["seconds"], 1), "GPU-hours": row["gpu_hours"], f"{metric} %": round(100 * row["mean"], 1)}
         table.append(found)
     return _without_empty(pd.DataFrame(table))
@@ -38,14 +40,14 @@ def cost_table(run: "Run") -> pd.DataFrame:
 
 def stage_table(run: "Run") -> pd.DataFrame:
     """Seconds, tokens (also in % of the plan's upper bounds), FLOPs and peak memory of every stage."""
-    size, unit = _unit(record.get("flops") for record in run.records.values())
+    title, flops_of = _flops(run)
     table = []
     for key, record in run.records.items():
         generated, trained = _planned(run, record) or (None, None)
         row = {"stage": key, "seconds": round(record["seconds"], 1)}
         row |= {"tokens generated": record["tokens_generated"], "% of plan": _percent(record["tokens_generated"], generated)}
         row |= {"tokens trained": record["tokens_trained"], "% of its plan": _percent(record["tokens_trained"], trained)}
-        row |= {unit: _ratio(record.get("flops"), size), "memory GiB": record.get("peak_rss_gib")}
+        row |= {title: flops_of(record), "memory GiB": record.get("peak_rss_gib")}
         table.append(row | {"GPU GiB": record.get("peak_gpu_gib"), "GPU-hours": record.get("gpu_hours")})
     return _without_empty(pd.DataFrame(table))
 
@@ -97,6 +99,34 @@ def written_table(run: "Run") -> pd.DataFrame:
     return table.replace({"nan": "–", "[nan, nan]": "–"})
 
 
+def perplexities(run: "Run") -> pd.DataFrame:
+    """``source``, ``benchmark`` and ``perplexity`` of every finished rationale that a stage wrote, under the frozen θ that scored it."""
+    tables = []
+    for key, record in run.records.items():
+        path = run.dir / key / "rationales.parquet"
+        rows = read_rationales(path) if path.is_file() else []
+        values = [perplexity([row["logp_theta"]])["perplexity"] for row in rows if row["finished"] and row["logp_theta"]]
+        tables.append(pd.DataFrame({"source": record["stage"], "benchmark": task_of(key, record), "perplexity": values}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def hash_table(run: "Run") -> pd.DataFrame:
+    """The first twelve digits of SHA-256 of what came from outside the run (a model's or data's files), and of what each stage made."""
+    made = {path for record in run.records.values() for path in record["outputs"]}
+    outside: dict[tuple[str, str], None] = {}
+    for record in run.records.values():
+        outside |= {(path, digest): None for path, digest in record["inputs"].items() if path not in made}
+    rows = [{"of": "outside the run", "file": path, "SHA-256": digest[:12]} for path, digest in outside]
+    for key, record in run.records.items():
+        rows += [{"of": key, "file": Path(path).name, "SHA-256": digest[:12]} for path, digest in record["outputs"].items()]
+    return pd.DataFrame(rows)
+
+
+def task_of(key: str, record: dict[str, Any]) -> str:
+    """The task in the name of a stage's directory; empty if the run has only one."""
+    return Path(key).name.removesuffix(record["stage"]).rstrip(".")
+
+
 def _means(rows: list[dict[str, Any]], keys: list[str], shown: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Means over seeds, under the names to be shown and as they are; the shares in %."""
     if not rows:
@@ -133,10 +163,20 @@ def _place(key: str) -> str:
     return key.partition("/")[2]
 
 
-def _unit(flops: Iterable[float | None]) -> tuple[float, str]:
-    """The largest unit in which the largest number is at least 1."""
-    most = max((value for value in flops if value), default=0.0)
-    return next(((size, name) for size, name in UNITS if most >= size), UNITS[-1])
+def _flops(run: "Run") -> tuple[str, Callable[[dict[str, Any]], float | str | None]]:
+    """The title of a column of FLOPs, in the unit that suits the run, and its cell for a record or row of results.
+
+    Where tokens cost no FLOPs, a version of this project made them that did not count FLOPs: unknown, not 0.
+    """
+    most = max((cost.get("flops") or 0.0 for cost in (*run.records.values(), *run.rows)), default=0.0)
+    if not most:
+        return "FLOPs", lambda cost: "unknown" if _has_tokens(cost) else "0"
+    size, unit = next(((size, unit) for size, unit in UNITS if most >= size), UNITS[-1])
+    return unit, lambda cost: None if _has_tokens(cost) and not cost.get("flops") else _ratio(cost.get("flops"), size)
+
+
+def _has_tokens(cost: dict[str, Any]) -> bool:
+    return bool(cost["tokens_generated"] or cost["tokens_trained"])
 
 
 def _ratio(value: float | None, to: float | None) -> float | None:

@@ -133,3 +133,42 @@ def test_every_method_has_a_colour_of_its_own():
     colours = [to_rgb(plots.colour_of(method)) for method in own]
     assert len(set(colours) - {to_rgb("black")}) >= len(own) - 1  # the two annotators may share one
     assert all(plots.colour_of(f"distil_{method}") == plots.colour_of(method) for method in ("sft", "rs", "brite"))
+
+
+def test_a_heat_map_of_methods_and_benchmarks():
+    rows = [
+        row("brite", "toy-easy", (0.9,)),
+        row("base", "toy-easy", (0.25,)),
+        row("brite", "toy-hard", (0.5,)),
+        row("rs", metric="greedy"),
+    ]
+    (ax,) = plots.result_heatmap(rows).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["base", "brite"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["toy-easy", "toy-hard"]
+    assert [text.get_text() for text in ax.texts] == ["25.0", "90.0", "50.0"]  # base was not evaluated on toy-hard
+    assert ax.collections[0].get_clim() == (0, 100)
+    with pytest.raises(ValueError, match="no row has the metric 'maj@8'"):
+        plots.result_heatmap(rows, "maj@8")
+
+
+def test_perplexities_share_their_bins_and_outliers_stay_at_the_edge():
+    rows = [{"source": source, "perplexity": value} for source, value in [("rs_sampling", 2.0)] * 999 + [("brite_psi", 3.0)] * 999]
+    figure = plots.perplexity_histogram([*rows, {"source": "rs_sampling", "perplexity": 1e6}])
+    first, second = figure.axes
+    assert (first.get_ylabel(), second.get_ylabel()) == ("brite_psi", "rs_sampling") and first.get_xscale() == "linear"
+    heights = [bar.get_height() for bar in second.patches]
+    assert heights[0] == pytest.approx(0.999) and heights[-1] == pytest.approx(0.001) and sum(heights) == pytest.approx(1)
+    assert second.patches[-1].get_x() + second.patches[-1].get_width() == pytest.approx(3)
+    wide = plots.perplexity_histogram([{"source": "rs_sampling", "perplexity": value} for value in (1.0, 40.0)] * 5)
+    assert wide.axes[0].get_xscale() == "log"
+    assert plots.perplexity_histogram(rows[:3]).axes  # all alike
+
+
+def test_rounds_of_a_method_are_told_apart(tmp_path):
+    logs = {name: [write_log(tmp_path / f"{name}.jsonl", [1.0, 0.5])] for name in ("brite", "brite_round2", "brite_round3", "rs")}
+    figure = plots.training_curves(logs, ["loss"])
+    lines = [line for line in figure.axes[0].lines if len(line.get_xdata())]
+    assert len({to_rgb(line.get_color()) for line in lines}) == 4
+    assert [line.is_dashed() for line in lines] == [False, True, True, False]
+    assert to_rgb(lines[0].get_color()) == to_rgb(plots.colour_of("brite"))
+    assert [line.is_dashed() for line in figure.legends[0].get_lines()] == [False, True, True, False]

@@ -170,17 +170,17 @@ def test_the_file_is_whole_without_a_network_and_text_is_escaped(tmp_path):
     write_toy_run(tmp_path / "run", levels=("easy", "medium"), seeds=2)
     run = report.load_run(tmp_path / "run", title="<b>bold</b>")
     pictures = report.figures(run)
-    assert len(pictures) == 7  # ψ and θ for each level
+    assert len(pictures) == 8  # ψ and θ for each level
     page = report.write_html(run, pictures, tmp_path / "run" / "report.html").read_text()
     addresses = re.findall(r"\b(?:src|href|srcset|data)\s*=\s*[\"']([^\"']+)", page.replace("&#34;", ""))
-    assert len(addresses) == 7 and all(address.startswith("data:image/svg+xml;base64,") for address in addresses)
+    assert len(addresses) == 8 and all(address.startswith("data:image/svg+xml;base64,") for address in addresses)
     assert "@import" not in page and "url(" not in page
     assert not re.search(r"<(script|link|iframe|object|base)\b", page) and "<img src=x" not in page
     assert "&lt;script src=" in page and "&lt;b&gt;bold" in page
     for svg in (base64.b64decode(address.partition(",")[2]).decode() for address in addresses):
         assert svg.lstrip().startswith("<?xml") and not re.search(r"(href|src)=\"http", svg)
     saved = {path.stem for path in (tmp_path / "run" / "figures").iterdir()}
-    assert saved == {"results", "psi-toy-easy", "psi-toy-medium", "theta-toy-easy", "theta-toy-medium", "lengths", "styles"}
+    assert saved == {"results", "heatmap", "psi-toy-easy", "psi-toy-medium", "theta-toy-easy", "theta-toy-medium", "lengths", "styles"}
     plt.close("all")
     again = report.write_html(run, report.figures(run), tmp_path / "again.html").read_text()
     assert again == page

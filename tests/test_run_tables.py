@@ -9,6 +9,7 @@ from test_results import write_stage
 
 from brite_lib import report
 from brite_lib.params import PsiParams, RejectionParams, ThetaParams
+from brite_lib.tables import RATIONALES, write_table
 
 MEASURED = {
     "quality/rationales": 50, "quality/perplexity": 1.5, "quality/perplexity_per_rationale": 2.0, "quality/nats": 3.25,
@@ -47,6 +48,48 @@ def test_columns_that_say_nothing_are_left_out(tmp_path):
     write_toy_run(tmp_path / "run", methods=("base", "rs"))
     table = report.cost_table(report.load_run(tmp_path / "run"))
     assert not {"× sft", "GPU-hours"} & set(table.columns)
+
+
+def test_flops_that_no_record_has_are_unknown(tmp_path):
+    write_toy_run(tmp_path / "run", methods=("base", "rs"))
+    for record in (tmp_path / "run").glob("seed0/*/stage.json"):
+        extend_record(record.parent, flops=0.0)
+    run = report.load_run(tmp_path / "run")
+    assert report.cost_table(run).set_index("method")["FLOPs"].to_dict() == {"base": "0", "rs": "unknown"}
+    assert set(report.stage_table(run).set_index("stage").loc[["seed0/rs", "seed0/brite_psi"], "FLOPs"]) == {"unknown"}
+    extend_record(tmp_path / "run" / "seed0" / "rs", flops=2e9)
+    stages = report.stage_table(report.load_run(tmp_path / "run")).set_index("stage")["GFLOP"]
+    assert stages["seed0/rs"] == 2 and math.isnan(stages["seed0/brite_psi"])
+
+
+def test_the_perplexity_of_each_rationale_by_source(tmp_path):
+    run = tmp_path / "run"
+    write_toy_run(run, methods=("base", "rs"))
+    row = {"id": "1", "question": "q", "gold": "1", "rationale": "z", "finished": True, "source": "psi", "round": 1, "sample": 0, "seed": 0}
+    log_probs = ([math.log(0.5)] * 3, [math.log(0.1), math.log(0.4)], None, [])
+    rows = [row | {"logp_theta": values} for values in log_probs] + [row | {"logp_theta": [-1.0], "finished": False}]
+    write_table(rows, RATIONALES, run / "seed0" / "brite_psi" / "rationales.parquet")
+    table = report.perplexities(report.load_run(run))
+    assert table["source"].tolist() == ["brite_psi", "brite_psi"] and set(table["benchmark"]) == {""}
+    assert table["perplexity"].tolist() == pytest.approx([2, 5])
+    assert "Perplexity of the rationales of each source" in report.figures(report.load_run(run))
+
+
+def test_hashes_of_what_came_from_outside_and_of_what_each_stage_made(tmp_path):
+    run = tmp_path / "run"
+    write_toy_run(run, methods=("base", "rs"))
+    rationales, model = str(run / "seed0/rs_sampling/rationales.parquet"), str(tmp_path / "assets" / "base")
+    for record in run.glob("seed0/*/stage.json"):
+        extend_record(record.parent, inputs={})
+    extend_record(run / "seed0" / "rs_sampling", inputs={model: "a" * 64}, outputs={rationales: "b" * 64})
+    extend_record(run / "seed0" / "rs", inputs={model: "a" * 64, rationales: "b" * 64}, outputs={str(run / "seed0/rs/model"): "c" * 64})
+    assert report.hash_table(report.load_run(run)).to_dict("records") == [
+        {"of": "outside the run", "file": model, "SHA-256": "a" * 12},
+        {"of": "seed0/rs", "file": "model", "SHA-256": "c" * 12},
+        {"of": "seed0/rs_sampling", "file": "rationales.parquet", "SHA-256": "b" * 12},
+    ]
+    page = report.write_html(report.load_run(run), {}, tmp_path / "report.html").read_text()
+    assert f"<td>{'a' * 12}</td>" in page
 
 
 def test_stages_beside_their_plan(tmp_path):

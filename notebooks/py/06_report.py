@@ -103,6 +103,12 @@ report.cost_table(run)
 report.sampling_table(run)
 
 # %% [markdown]
+# Which stage read which, in seconds; the shade is the share of the slowest stage's.
+
+# %%
+report.pipeline_html(run)
+
+# %% [markdown]
 # Every stage; its tokens also in % of the upper bounds that `make plan` printed.
 
 # %%
