@@ -68,7 +68,7 @@ def training_curves(
     title: str = "",
     path: str | Path | None = None,
 ) -> Figure:
-    """One small panel per metric, training steps to the right.
+    """One small panel per metric, training steps to the right; of a single metric and over three methods, one per method.
 
     Args:
         paths: a ``metrics.jsonl``; several ones, of training seeds: their mean, and their range as a band; or such a list
@@ -81,12 +81,16 @@ def training_curves(
     """
     groups = paths if isinstance(paths, Mapping) else {"": [paths] if isinstance(paths, str | Path) else paths}
     lines = [(label, line) for label, files in groups.items() for file in files for line in read_metrics(file)]
-    figure, axes = _panels(len(names), columns=3, height=1.9)
+    methods = list(dict.fromkeys(label.partition("_round")[0] for label in groups))
+    apart = len(names) == 1 and len(methods) > 3  # in one panel they would hide each other
+    panels = [(names[0], method) for method in methods] if apart else [(name, "") for name in names]
+    figure, axes = _panels(len(panels), columns=3, height=1.9)
     colours = {label: _of_round(label, PALETTE[i % 10]) for i, label in enumerate(groups)}
     dashes = {label: ("", (4, 1.5), (1, 1))[min(method_order(label)[1], 3) - 1] for label in groups}
-    for ax, name in zip(axes, names, strict=True):
-        logged = [{"run": label, "step": line["step"], "value": line[name]} for label, line in lines if line.get(name) is not None]
-        ax.set_title(name)
+    for ax, (name, method) in zip(axes, panels, strict=True):
+        here = [(label, line) for label, line in lines if line.get(name) is not None and method in ("", label.partition("_round")[0])]
+        logged = [{"run": label, "step": line["step"], "value": line[name]} for label, line in here]
+        ax.set_title(f"{name}, {method}" if method else name)
         if logged:
             style = {"hue": "run", "palette": colours, "style": "run", "dashes": dashes, "legend": False}
             sns.lineplot(pd.DataFrame(logged), x="step", y="value", errorbar=("pi", 100), ax=ax, **style)
@@ -205,16 +209,16 @@ def length_histogram(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: str
 def perplexity_histogram(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: str | Path | None = None) -> Figure:
     """Perplexities of single rationales (``perplexity``: exp of the mean −log P of a token), panels as in :func:`length_histogram`.
 
-    The bins span the inner 99 % of every source; what lies outside is in the first or last bin.
+    The bins span the inner 95 % of every source; what lies outside is in the first or last bin.
 
     Args:
         rows: a rationale each.
         path: also save a PNG there.
     """
     table = _table(rows, "perplexity")
-    inner = table.groupby(["source", "benchmark"])["perplexity"].quantile([0.005, 0.995])
+    inner = table.groupby(["source", "benchmark"])["perplexity"].quantile([0.025, 0.975])
     low, high = inner.min(), max(inner.max(), 1.01 * inner.min())
-    log = high > 10 * low
+    log = high > 3 * low
     edges = np.geomspace(low, high, 41) if log else np.linspace(low, high, 41)
     table["perplexity"] = table["perplexity"].clip(low, high)
     label = f"perplexity of a rationale under frozen θ{' (log scale)' if log else ''}; the edges hold what lies outside"
@@ -312,7 +316,16 @@ def _legend(figure: Figure, keys: Mapping[str, Any]) -> None:
     """By label a line, or a colour for a patch of it."""
     handles = [key if isinstance(key, Line2D) else plt.Rectangle((0, 0), 1, 1, color=key) for key in keys.values()]
     length = 1.8 if any(isinstance(key, Line2D) for key in keys.values()) else 1
-    figure.legend(handles, list(keys), loc="outside lower center", ncols=min(len(keys), 6), frameon=False, handlelength=length, fontsize=9)
+    columns = int(figure.get_figwidth() / (0.5 + 0.08 * max(map(len, keys))))  # inches, of 9 pt
+    figure.legend(
+        handles,
+        list(keys),
+        loc="outside lower center",
+        ncols=max(1, min(len(keys), 6, columns)),
+        frameon=False,
+        handlelength=length,
+        fontsize=9,
+    )
 
 
 def finish(figure: Figure, title: str = "", path: str | Path | None = None) -> Figure:

@@ -172,3 +172,13 @@ def test_rounds_of_a_method_are_told_apart(tmp_path):
     assert [line.is_dashed() for line in lines] == [False, True, True, False]
     assert to_rgb(lines[0].get_color()) == to_rgb(plots.colour_of("brite"))
     assert [line.is_dashed() for line in figure.legends[0].get_lines()] == [False, True, True, False]
+
+
+def test_one_metric_of_many_methods_has_a_panel_for_each(tmp_path):
+    logs = {name: [write_log(tmp_path / f"{name}.jsonl", [1.0, 0.5])] for name in ("sft", "rs", "raft", "brite", "brite_round2")}
+    figure = plots.training_curves(logs, ["loss"])
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["loss, sft", "loss, rs", "loss, raft", "loss, brite"]
+    assert [len([line for line in ax.lines if len(line.get_xdata())]) for ax in figure.axes] == [1, 1, 1, 2]
+    figure.canvas.draw()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.width
