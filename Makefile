@@ -8,8 +8,13 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, \
 $(PYTHON) is $$($(PYTHON) -V 2>&1); try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 
+# What gpu-check needs beside what a GPU machine with PyTorch has (docs/gpu.md), for that machine's Python.
+GPU_WHEELS := annotated-types datasets dill multiprocess pydantic pydantic-core trl typing-inspection
+GPU_PYTHON ?= 3.12
+GPU_PLATFORM ?= x86_64
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm test-browser run plan lab lint bench clean
+.PHONY: help demo test test-vllm test-browser run plan lab lint bench gpu-check gpu-wheels clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +49,17 @@ lint: .venv/.installed-dev  ## ruff, also over the notebooks, and no outputs in 
 bench: .venv/.installed  ## benchmarks: ratios measured in one run each
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-clean:  ## delete all runs and caches; keeps .venv and .venv-vllm
+gpu-check: .venv/.installed  ## on a GPU machine: training, likelihood, sampling, resume and vLLM in bf16; OPTIONS="--device cpu --small"
+	$(BIN)/python -m brite_lib.gpu_check $(OPTIONS)
+
+gpu-wheels: .venv/.installed  ## .gpu-wheels for a GPU machine without a network (docs/gpu.md): make gpu-wheels GPU_PYTHON=3.12
+	rm -rf .gpu-wheels
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --implementation cp --python-version $(GPU_PYTHON) \
+		--platform manylinux_2_28_$(GPU_PLATFORM) --platform manylinux_2_17_$(GPU_PLATFORM) --platform manylinux2014_$(GPU_PLATFORM) \
+		--dest .gpu-wheels -c requirements.lock $(GPU_WHEELS)
+	@du -sh .gpu-wheels
+
+clean:  ## delete all runs and caches; keeps .venv, .venv-vllm and .gpu-wheels
 	rm -rf outputs .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find brite_lib tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

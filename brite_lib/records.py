@@ -162,7 +162,7 @@ class Stage:
             "peak_rss_gib": round(_peak_rss_gib(), 3),
             "peak_gpu_gib": gpu_gib,
             "gpu_hours": gpus * seconds / 3600,
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
             "code": os.environ.get("BRITE_CODE"),  # brite_lib/fingerprint.py; null by hand
             "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
             "inputs": self._inputs,
@@ -262,7 +262,8 @@ def _gpu_use() -> tuple[float | None, int]:
     return sum(peaks) / 2**30, sum(peak > 0 for peak in peaks)
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
+    """The commit of the project's checkout, None if it is none."""
     try:
         answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -1,0 +1,1 @@
+"""``python -m brite_lib.gpu_check``: what only a machine with a GPU can show (docs/gpu.md)."""
