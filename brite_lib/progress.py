@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BEFORE_A_BAR = 1.0  # what is done sooner needs none; short ones, one after the other, would pile up
 
 
 def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "") -> Iterator[Item]:
@@ -25,7 +26,7 @@ def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "")
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)
     if not os.environ.get("BRITE_BATCH"):
-        yield from tqdm(iterable, total=total, desc=desc)
+        yield from tqdm(iterable, total=total, desc=desc, delay=SECONDS_BEFORE_A_BAR)
         return
     done, start = 0, time.monotonic()
     shown = start
