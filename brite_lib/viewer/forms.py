@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 from brite_lib.errors import InputError
 from brite_lib.params import StageParams
 
-INPUT = widgets.Layout(flex="0 0 12em", width="12em")
+INPUT = {"flex": "0 0 12em", "width": "12em"}  # no widget: one made on import would be in every executed notebook
 
 
 class ParameterForm(widgets.VBox):
