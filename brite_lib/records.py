@@ -26,7 +26,10 @@ from brite_lib.files import atomic_write_text, sha256_of
 from brite_lib.params import PROJECT_ROOT, StageParams, resolve_path
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pyarrow", "math-verify")
-SETTINGS_WITHOUT_EFFECT = ("output_dir", "stage", "device", "threads", "batch_size", "save_steps")  # on what is learned
+SETTINGS_WITHOUT_EFFECT = (  # on what is learned
+    *("output_dir", "stage", "device", "threads", "batch_size", "save_steps"),
+    *("processes", "accelerate_config"),
+)
 
 
 class Stage:

@@ -25,6 +25,7 @@ from brite_lib.params.stage import (
     TinyBaseParams,
     check_engine,
 )
+from brite_lib.params.training import TrainingStageParams
 
 __all__ = [
     "METHODS",
@@ -52,6 +53,7 @@ __all__ = [
     "TheoryParams",
     "ThetaParams",
     "TinyBaseParams",
+    "TrainingStageParams",
     "check_engine",
     "is_path",
     "is_toy",

@@ -5,10 +5,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from brite_lib.params.base import Float, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from brite_lib.params.stage import EngineStageParams, LoraParams, ModelStageParams, SamplingStageParams
+from brite_lib.params.stage import EngineStageParams, LoraParams, SamplingStageParams
+from brite_lib.params.training import TrainingStageParams, check_batch
 
 
-class PsiParams(EngineStageParams):
+class PsiParams(EngineStageParams, TrainingStageParams):
     """ψ-update: learn Q_ψ(z|x) ≈ P(z|x, y*, o = 1; θ) by PPO (BRiTE section 3.4; design section 4)."""
 
     kind = "brite_psi"
@@ -53,7 +54,7 @@ class PsiParams(EngineStageParams):
     rationales_per_prompt: PositiveInt = Field(8, description="rationales sampled per problem")
     epochs: PositiveInt = Field(1, description="passes over a batch (the clipped objective matters from the second on)")
     minibatches: PositiveInt = Field(1, description="optimiser steps per pass")
-    micro_batch_size: PositiveInt = Field(256, description="sequences per forward-backward pass")
+    micro_batch_size: PositiveInt = Field(256, description="sequences per forward-backward pass of one process")
     learning_rate: PositiveFloat = Field(2e-4, description="AdamW, policy")
     value_learning_rate: PositiveFloat = Field(1e-3, description="AdamW, value head (gae)")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after warm-up")
@@ -75,6 +76,16 @@ class PsiParams(EngineStageParams):
             raise ValueError("minibatches must not exceed prompts_per_step × rationales_per_prompt")
         self._consistent_answer()
         return self
+
+    def check_shares(self, processes: int) -> None:
+        """As :meth:`TrainingStageParams.check_shares`, of problems and of the rationales in a minibatch."""
+        if self.prompts_per_step % processes:
+            raise ValueError(f"prompts_per_step must be a multiple of processes, {self.prompts_per_step} is none of {processes}")
+        if self.prompts_per_step * self.rationales_per_prompt % (self.minibatches * processes):
+            raise ValueError(
+                "prompts_per_step × rationales_per_prompt must be a multiple of minibatches × processes, "
+                f"{self.prompts_per_step * self.rationales_per_prompt} is none of {self.minibatches * processes}"
+            )
 
     def _consistent_answer(self) -> None:
         """Settings of how y* is scored that would have no meaning together."""
@@ -109,7 +120,7 @@ class RejectionParams(SamplingStageParams):
         return self
 
 
-class ThetaParams(ModelStageParams):
+class ThetaParams(TrainingStageParams):
     """θ-update: SFT of θ on (x, z, y*), loss on z and y only (BRiTE eq. 3.5)."""
 
     kind = "theta_sft"
@@ -121,8 +132,8 @@ class ThetaParams(ModelStageParams):
         False, description="tokenise the rationales' texts anew: they are of a model with another tokenizer (distillation)"
     )
     epochs: PositiveFloat = Field(4, description="passes over the rationales")
-    train_batch_size: PositiveInt = Field(32, description="sequences per optimiser step")
-    micro_batch_size: PositiveInt = Field(32, description="sequences per forward-backward pass")
+    train_batch_size: PositiveInt = Field(32, description="sequences per optimiser step, of all processes")
+    micro_batch_size: PositiveInt = Field(32, description="sequences per forward-backward pass of one process, at the most")
     learning_rate: PositiveFloat = Field(5e-4, description="AdamW")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="after warm-up")
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of the steps used for warm-up")
@@ -132,6 +143,10 @@ class ThetaParams(ModelStageParams):
     save_steps: PositiveInt = Field(50, description="checkpoint every so many optimiser steps")
     monitor_problems: NonNegativeInt = Field(0, description="held-out problems of the EM monitor; 0: no monitor")
     monitor_samples: Annotated[int, Field(ge=2)] = Field(64, description="K of the EM monitor, rationales per held-out problem")
+
+    def check_shares(self, processes: int) -> None:
+        """As :meth:`TrainingStageParams.check_shares`."""
+        check_batch(self.train_batch_size, processes)
 
     @model_validator(mode="after")
     def _own_answers(self) -> Self:

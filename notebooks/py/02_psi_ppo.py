@@ -46,6 +46,8 @@ device: str = "auto"  # auto, cpu, cuda, mps
 dtype: str = "auto"  # auto: bfloat16 on CUDA, else float32
 engine: str = "hf"  # who draws the rationales at the end: hf, or vllm for large models on GPUs (docs/vllm.md)
 threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
+processes: int | str = 1  # processes that share the training, one per GPU; auto: as many as there are GPUs
+accelerate_config: str = "auto"  # file for accelerate launch, such as params/accelerate/fsdp2.yaml; auto: ddp.yaml, or cpu2.yaml on a CPU
 reward: str = "answer_likelihood"  # reward (i) log P(y*|x,z;θ), or (ii) verifier: R/β on a sampled y
 beta: float = 1.0  # β of reward (ii)
 kl_coef: float = 1.0  # c; only c = 1 has the posterior as its optimum
@@ -66,7 +68,7 @@ prompts_per_step: int = 32  # problems per batch
 rationales_per_prompt: int = 8  # rationales sampled per problem
 epochs: int = 1  # passes over a batch
 minibatches: int = 1  # optimiser steps per pass
-micro_batch_size: int = 256  # sequences per forward-backward pass
+micro_batch_size: int = 256  # sequences per forward-backward pass of one process
 learning_rate: float = 2e-4  # AdamW, policy
 value_learning_rate: float = 1e-3  # AdamW, value head (gae)
 lr_schedule: str = "constant"  # constant, linear, cosine
