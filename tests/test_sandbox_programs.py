@@ -49,6 +49,8 @@ def test_solutions_of_other_problems_do_not_pass():
         ("```py\nx = 1\n```\nIt prints\n```\n3\n```\n", "x = 1\n"),
         ("```\nx = 1\n```\n```bash\npython x.py\n```", "x = 1\n"),
         ("```python\nx = 1", "x = 1"),
+        ("x = 1\n```", "x = 1\n"),
+        ("x = 1\n```\nIt prints\n```\n3\n```\n", "x = 1\n"),
         ("1. So:\n   ```Python title\n   x = 1\n   ```", "   x = 1\n"),
         ("    return 3\n", "    return 3\n"),
         ("```json\n{}\n```", "```json\n{}\n```"),

@@ -10,6 +10,7 @@ from brite_lib.sandbox.run import run_tests
 
 # A fenced block, closed or the text's last; the language decides whether it is one of ours.
 FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)", re.MULTILINE)
 MEMORY_MB = 4096  # as EvalPlus allows
 
 
@@ -35,11 +36,17 @@ def prepare(seconds: float, i_understand_the_risk: bool) -> None:
 
 
 def extract_program(text: str) -> str | None:
-    """The last block fenced as Python, else the last one without a language, else the whole text; None if that is blank."""
+    """The last block fenced as Python, else the last one without a language, else the whole text; None if that is blank.
+
+    Without a block fenced as Python, a first bare fence of an odd number closes a block that the text began in (a template's boundary
+    opened it): then the program stands before it.
+    """
     blocks = [(language.lower(), code) for language, code in FENCED.findall(text)]
-    ours = [code for language, code in blocks if language in ("python", "py", "python3")] or [
-        code for language, code in blocks if not language
-    ]
+    ours = [code for language, code in blocks if language in ("python", "py", "python3")]
+    fences = list(FENCE.finditer(text))
+    if not ours and len(fences) % 2 and not fences[0][1]:
+        ours = [text[: fences[0].start()]]
+    ours = ours or [code for language, code in blocks if not language]
     program = ours[-1] if ours else text
     return program if program.strip() else None
 
