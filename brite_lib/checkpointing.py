@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from brite_lib import costs
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_path
+from brite_lib.progress import progress
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -79,6 +81,7 @@ def train_on(trainer: "Trainer", checkpoints: str | Path) -> TrainOutput:
         InputError: one sentence naming the checkpoint, if it cannot be read.
     """
     newest = last_checkpoint(checkpoints)
+    trainer.add_callback(TrainerProgress)
     try:
         return trainer.train(resume_from_checkpoint=newest)
     except UNREADABLE as error:
@@ -86,6 +89,17 @@ def train_on(trainer: "Trainer", checkpoints: str | Path) -> TrainOutput:
         if newest is None or read or (isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error)):
             raise  # of the training itself, for example out of memory
         raise _unreadable(newest, error, checkpoints) from None
+
+
+class TrainerProgress(TrainerCallback):
+    """Shows a Hugging Face trainer's steps as all progress is shown: its own bar would flood an executed notebook."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps = progress(range(state.global_step, state.max_steps) if state.is_world_process_zero else (), desc="training")
+        next(self.steps, None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        next(self.steps, None)  # asked for another step, it counts one as done
 
 
 def last_checkpoint(checkpoints: str | Path) -> str | None:

@@ -110,11 +110,12 @@ def draw(
         raise InputError("monitor_samples: must be at least 2, or there is no standard error")
     prompts = [ids for problem in problems for ids in [template.prompt_ids(problem["question"])] * samples]
     seeds = [sample_seed(seed, "em", problem["id"], k) for problem in problems for k in range(samples)]
-    ids = sample(q, template, prompts, seeds, 1.0, max_rationale_tokens, stop_at_boundary=True, batch_size=batch_size)
+    ids = sample(q, template, prompts, seeds, 1.0, max_rationale_tokens, True, batch_size, desc="EM monitor: sampling from Q")
     completions = [template.split(row, max_rationale_tokens) for row in ids]
     gold = [answer for problem in problems for answer in [template.answer_ids(problem["answer"])] * samples]
     rationales = [completion.rationale_ids for completion in completions]
-    log_q = [values.sum().item() for values in score(q, prompts, rationales, [[]] * len(rationales), batch_size).rationale]
+    scores = score(q, prompts, rationales, [[]] * len(rationales), batch_size, desc="EM monitor: scoring under Q")
+    log_q = [values.sum().item() for values in scores.rationale]
     answers = [answer if completion.finished else [] for answer, completion in zip(gold, completions, strict=True)]
     finished = np.array([completion.finished for completion in completions]).reshape(-1, samples)
     return Draws(prompts, rationales, answers, np.array(log_q).reshape(-1, samples), finished)
@@ -163,7 +164,7 @@ def monitor(theta: nn.Module, draws: Draws, batch_size: int = 512) -> dict[str, 
 
 def score_joint(theta: nn.Module, draws: Draws, batch_size: int = 512) -> tuple[Array, Array]:
     """log P_θ(z|x) and log P_θ(y*|x,z) of the draws, (n, K) each; the latter is 0 behind an unfinished rationale."""
-    scores = score(theta, draws.prompts, draws.rationales, draws.answers, batch_size)
+    scores = score(theta, draws.prompts, draws.rationales, draws.answers, batch_size, desc="EM monitor: scoring under θ")
     prior, answer = ([values.sum().item() for values in part] for part in scores)
     return np.array(prior).reshape(draws.log_q.shape), np.array(answer).reshape(draws.log_q.shape)
 

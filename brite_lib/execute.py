@@ -90,6 +90,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     os.environ["BRITE_BATCH"] = "1"
+    os.environ["TQDM_DISABLE"] = "1"  # papermill would store the bars of transformers and datasets as they stood at 0 %
     os.environ.setdefault("BRITE_LAUNCHER_PID", str(os.getpid()))  # run by hand: the kernel still dies with this process
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     die_with_ancestors()

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from brite_lib import costs
 from brite_lib.errors import InputError
+from brite_lib.progress import progress
 
 MAX_LOGITS = 2**25  # numbers in one chunk of logits: 128 MiB of float32, whatever B, T and V are
 
@@ -122,11 +123,15 @@ def score(
     answer_ids: Sequence[Sequence[int]],
     batch_size: int = 64,
     padding_side: Literal["left", "right"] = "right",
+    desc: str = "",
 ) -> Scores:
     """Per-token log P(z|x) and log P(y|x,z) of lists of token ids, without gradients.
 
     Each sequence is x·z·y as given: nothing is re-tokenised, every token of z and y (its end token included) is
     scored once, and the last token of z belongs to z. Empty rationales or answers give empty tensors.
+
+    Args:
+        desc: progress is shown under this name; empty: none is.
 
     Raises:
         InputError: for an empty prompt, whose first completion token nothing could predict.
@@ -141,7 +146,7 @@ def score(
     model.eval()
     with torch.no_grad():
         costs.add_pass(model, prompt_ids, completions)
-        for rows in length_sorted(list(zip(prompt_ids, completions, strict=True)), batch_size):
+        for rows in length_sorted(list(zip(prompt_ids, completions, strict=True)), batch_size, desc):
             batch = make_batch([prompt_ids[i] for i in rows], [completions[i] for i in rows], device, padding_side)
             log_prob = token_log_probs(model, batch)[0].cpu()
             for i, values in zip(rows, log_prob.split([len(completions[i]) for i in rows]), strict=True):
@@ -153,10 +158,11 @@ def score(
     )
 
 
-def length_sorted(sequences: Sequence[tuple[Sequence[int], ...]], batch_size: int) -> Iterator[list[int]]:
-    """Row numbers in batches of sequences of similar total length, so that little is padded."""
+def length_sorted(sequences: Sequence[tuple[Sequence[int], ...]], batch_size: int, desc: str = "") -> Iterator[list[int]]:
+    """Row numbers in batches of sequences of similar total length, so that little is padded; ``desc`` names their progress, if any."""
     order = sorted(range(len(sequences)), key=lambda i: sum(len(part) for part in sequences[i]))
-    for start in range(0, len(order), batch_size):
+    starts = range(0, len(order), batch_size)
+    for start in progress(starts, desc=desc) if desc else starts:
         yield order[start : start + batch_size]
 
 

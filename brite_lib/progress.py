@@ -15,8 +15,8 @@ SECONDS_BEFORE_A_BAR = 1.0  # what is done sooner needs none; short ones, one af
 def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "") -> Iterator[Item]:
     """Iterate and show how far it is.
 
-    A bar of tqdm; in a batch run (environment variable ``BRITE_BATCH``) one line at the start, one at the end, and
-    one every few seconds in between, because papermill stores every update of a bar.
+    A bar of tqdm; in a batch run (environment variable ``BRITE_BATCH``) one line every few seconds and one at the end,
+    because papermill stores every update of a bar. What takes less than a second shows neither.
 
     Args:
         iterable: what to iterate.
@@ -29,18 +29,18 @@ def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "")
         yield from tqdm(iterable, total=total, desc=desc, delay=SECONDS_BEFORE_A_BAR)
         return
     done, start = 0, time.monotonic()
-    shown = start
+    due = start + SECONDS_BEFORE_A_BAR
 
     def line() -> None:
         print(tqdm.format_meter(done, total, time.monotonic() - start, prefix=desc, ncols=0), flush=True)
 
-    line()
     try:
         for item in iterable:
             yield item
             done += 1
-            if time.monotonic() - shown >= SECONDS_BETWEEN_LINES and done != total:
-                shown = time.monotonic()
+            if time.monotonic() >= due and done != total:
+                due = time.monotonic() + SECONDS_BETWEEN_LINES
                 line()
     finally:
-        line()
+        if time.monotonic() - start >= SECONDS_BEFORE_A_BAR:
+            line()

@@ -85,7 +85,7 @@ def with_log_probs(rows: Rows, template: "RationaleTemplate", theta: "nn.Module"
     prompts = [row.get("prompt_ids") or template.prompt_ids(row["question"]) for row in rows]
     rationales = [row.get("rationale_ids") or template.rationale_ids(row["rationale"]) for row in rows]
     with costs.not_counted():
-        scores = score(theta, prompts, rationales, [[]] * len(rows), batch_size).rationale
+        scores = score(theta, prompts, rationales, [[]] * len(rows), batch_size, desc="perplexity under θ").rationale
     return [{**row, "logp_theta": values.tolist()} for row, values in zip(rows, scores, strict=True)]
 
 

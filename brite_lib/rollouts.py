@@ -123,6 +123,7 @@ def sample(
     max_new_tokens: int,
     stop_at_boundary: bool = False,
     batch_size: int = 512,
+    desc: str = "",
 ) -> list[list[int]]:
     """Token ids of one completion per prompt, through its end token (or boundary, or the limit).
 
@@ -131,6 +132,7 @@ def sample(
         seeds: one per sample.
         temperature: 0 decodes greedily.
         stop_at_boundary: stop once z is complete and sample no y (reward (i) needs none).
+        desc: progress is shown under this name; empty: none is.
     """
     one_token = stop_at_boundary and len(template.boundary_ids) == 1
     watch_text = stop_at_boundary and not one_token
@@ -141,7 +143,7 @@ def sample(
     completions: list[list[int]] = [[] for _ in prompts]
     device = next(model.parameters()).device
     with torch.no_grad(), _plain_generation(model) as causal:
-        for rows in length_sorted([(prompt,) for prompt in prompts], batch_size):
+        for rows in length_sorted([(prompt,) for prompt in prompts], batch_size, desc):
             padded = pad_sequences([prompts[i] for i in rows], device, side="left", pad_id=template.pad_id)
             sampler = [GumbelSampler([seeds[i] for i in rows], temperature, max_new_tokens)] if temperature > 0 else []
             length = padded.input_ids.shape[1]
@@ -222,12 +224,13 @@ def add_scores(
     prompts, rationales = [row["prompt_ids"] for row in rows], [row["rationale_ids"] for row in rows]
     gold = [template.answer_ids(row["gold"]) if row["finished"] else [] for row in rows]
     if theta is not None:
-        scores = score(theta, prompts, rationales, gold, batch_size)
+        scores = score(theta, prompts, rationales, gold, batch_size, desc="scoring under θ")
         for row, rationale, answer in zip(rows, scores.rationale, scores.answer, strict=True):
             row["logp_theta"] = rationale.tolist()
             row["logp_answer"] = answer.sum().item() if row["finished"] else None
     if psi is not None:
-        for row, rationale in zip(rows, score(psi, prompts, rationales, [[]] * len(rows), batch_size).rationale, strict=True):
+        scores = score(psi, prompts, rationales, [[]] * len(rows), batch_size, desc="scoring under ψ")
+        for row, rationale in zip(rows, scores.rationale, strict=True):
             row["logp_psi"] = rationale.tolist()
     return rows
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 import random
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from brite_lib import progress as progress_module
 from brite_lib.errors import InputError
 from brite_lib.files import sha256_of
 from brite_lib.params import PROJECT_ROOT, EvalParams, ThetaParams
@@ -145,9 +147,12 @@ def test_only_the_same_parameters_and_inputs_resume_a_checkpoint(tmp_path, capsy
     assert not checkpoint_survives(directory, data, **settings)
 
 
-def test_batch_progress_prints_few_lines(monkeypatch, capsys):
+def test_batch_progress_prints_a_line_every_few_seconds_and_none_for_what_is_quick(monkeypatch, capsys):
     monkeypatch.setenv("BRITE_BATCH", "1")
     assert list(progress(range(10_000), desc="rollouts")) == list(range(10_000))
+    assert capsys.readouterr().out == ""
+    clock = itertools.count(step=0.4)  # seconds
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    assert list(progress(range(30), desc="rollouts")) == list(range(30))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("rollouts:   0% 0/10000") and lines[1].startswith("rollouts: 100% 10000/10000")
+    assert [line.split()[2] for line in lines] == ["3/30", "15/30", "27/30", "30/30"] and lines[0].startswith("rollouts:  10%")

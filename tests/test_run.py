@@ -125,6 +125,13 @@ def test_run_then_nothing_then_what_changed(project):
     assert {line.split()[1] for line in output.splitlines() if "started" in line} == {"seed0/eval_base:", "seed0/eval_brite:", "report:"}
 
 
+def test_an_executed_notebook_keeps_no_bar_of_a_library(project):
+    notebook, output = project / "bar.ipynb", project / "executed.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell("from tqdm.auto import tqdm\nprint(*tqdm(range(3)))")]), notebook)
+    subprocess.run([sys.executable, "-m", "brite_lib.execute", notebook, output, "{}"], timeout=120, check=True)
+    assert [one.get("text") for one in nbformat.read(output, as_version=4).cells[-1].outputs] == ["0 1 2\n"]
+
+
 def test_changed_code_reruns_what_uses_it_and_a_moved_clone_is_up_to_date(project, tmp_path_factory):
     write_notebook(project, "02_psi_ppo", "PsiParams", 1)
     write_notebook(project, "03_theta_sft", "ThetaParams", 1)

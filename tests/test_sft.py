@@ -96,6 +96,15 @@ def test_a_corrupt_checkpoint_is_named(tmp_path, name):
         rationale_sft(enumerable.model(0), dataset, rules, ThetaParams.parse(SETTINGS), tmp_path)
 
 
+def test_training_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BRITE_BATCH", "1")
+    monkeypatch.setattr("brite_lib.progress.SECONDS_BEFORE_A_BAR", 0)
+    rules = enumerable.template()
+    rationale_sft(enumerable.model(0), training_rows(rows()[:1] * 8, rules), rules, ThetaParams.parse(SETTINGS), tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("training")]
+    assert lines[0].startswith("training:   4% 1/24") and lines[-1].startswith("training: 100% 24/24")
+
+
 def test_nothing_to_train_on_leaves_the_model_alone(tmp_path, capsys):
     model = enumerable.model(0)
     before = [parameter.clone() for parameter in model.parameters()]
