@@ -37,7 +37,7 @@ class McNemar:
     p_value: float
 
 
-def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> NDArray[np.float64]:
+def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> NDArray[np.float64] | np.float64:
     """Unbiased probability that at least one of k samples is right, 1 − C(n−c, k) / C(n, k) (Chen et al. 2021, eq. 1).
 
     Args:
@@ -46,23 +46,25 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> NDArray[np.float64]:
         k: samples that count.
 
     Returns:
-        One value per problem, of the broadcast shape; 0-dimensional for two numbers.
+        One value per problem, of the broadcast shape; a number for two numbers.
 
     Raises:
-        ValueError: without a problem, or unless 0 ≤ c ≤ n and 1 ≤ k ≤ n for each.
+        ValueError: without a problem, or unless 0 ≤ c ≤ n and 1 ≤ k ≤ n are whole numbers for each.
     """
     n, c = np.broadcast_arrays(np.asarray(n), np.asarray(c))
     if n.size == 0:
         raise ValueError(f"pass@{k} needs predictions, there are none")
-    if (bad := (n < k) | (c < 0) | (c > n) | (k < 1)).any():
-        raise ValueError(f"pass@{k} needs 1 <= k <= n samples and 0 <= c <= n right ones, found n = {n[bad][0]}, c = {c[bad][0]}")
+    whole = (n == np.floor(n)) & (c == np.floor(c)) & (k == math.floor(k))
+    if not (good := whole & (c >= 0) & (c <= n) & (k >= 1) & (k <= n)).all():
+        found = f"n = {n[~good][0]}, c = {c[~good][0]}"
+        raise ValueError(f"pass@{k} needs 1 <= k <= n samples and 0 <= c <= n right ones, whole numbers, found {found}")
     wrong = n - c
     few = wrong < k  # any k samples then hold a right one
     log_factorial = scipy.special.gammaln
     # log C(n-c, k) - log C(n, k); the clipped places are not used.
     top = log_factorial(wrong + 1.0) - log_factorial(np.where(few, 0, wrong - k) + 1.0)
     bottom = log_factorial(n + 1.0) - log_factorial(n - k + 1.0)
-    return np.where(few, 1.0, -np.expm1(top - bottom))
+    return np.where(few, 1.0, 0.0 - np.expm1(top - bottom))[()]
 
 
 def majority_at_k(
@@ -82,10 +84,12 @@ def majority_at_k(
         (problems,) values in [0, 1].
 
     Raises:
-        ValueError: without a problem, if one has fewer than k samples, or the shapes differ.
+        ValueError: without a problem, if k < 1 or a problem has fewer than k samples, or the shapes differ.
     """
     if len(predictions) == 0:
         raise ValueError("maj@k needs predictions, there are none")
+    if k is not None and k < 1:
+        raise ValueError(f"maj@k: k must be at least 1, found {k}")
     values = []
     for texts, verdicts in zip(predictions, correct, strict=True):
         if len(texts) != len(verdicts) or len(texts) < (k or 1):
@@ -111,11 +115,13 @@ def bootstrap_ci(per_problem_values: ArrayLike, level: float = 0.95, resamples: 
         (mean, low, high); the interval is nan for fewer than two problems.
 
     Raises:
-        ValueError: for no values, or values that are not finite.
+        ValueError: for no values, values that are not finite, a level outside (0, 1), or no resamples.
     """
     values = np.asarray(per_problem_values, dtype=np.float64)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
         raise ValueError("bootstrap_ci needs a non-empty list of finite values, one per problem")
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError(f"bootstrap_ci needs a level between 0 and 1 and resamples >= 1, found {level} and {resamples}")
     mean = float(values.mean())
     if values.size < 2:
         return mean, math.nan, math.nan
@@ -173,11 +179,13 @@ def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Paired
         level: coverage of the t-interval (n − 1 degrees of freedom; nan for one seed).
 
     Raises:
-        ValueError: if the lengths differ or there are no values.
+        ValueError: if the lengths differ, there are no values, or one is not finite.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"paired values must have the same seeds, found {a.size} and {b.size} values")
+    if not np.isfinite([a, b]).all():
+        raise ValueError("paired values must be finite, found one that is not")
     difference = a - b
     mean, low, high = t_interval(difference, level)
     return PairedDifference(mean, low, high, tuple(difference.tolist()), difference.size)

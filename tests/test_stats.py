@@ -28,12 +28,15 @@ def test_pass_at_k_by_hand():
     # 4 samples, 1 right: two of them hold it in 3 of 6 draws; 2 right: miss only in 1 of 6; 3 right: never missed.
     assert pass_at_k(4, [0, 1, 2, 3, 4], 2) == pytest.approx([0, 1 / 2, 5 / 6, 1, 1])
     assert pass_at_k([10, 20], [3, 3], 1) == pytest.approx([0.3, 0.15])
-    assert float(pass_at_k(100_000, 1, 50_000)) == pytest.approx(0.5)
+    assert pass_at_k(100_000, 1, 50_000) == pytest.approx(0.5)
+    assert isinstance(pass_at_k(10, 3, 1), float)
     for n, c, k, words in (
         (4, 5, 1, "c = 5"),
         (4, -1, 1, "c = -1"),
         ([9, 4], 2, 5, "pass@5 .* n = 4"),
         (4, 2, 0, "pass@0"),
+        (4, 2, 1.5, "whole"),
+        (math.nan, 2, 1, "whole"),
         ([], [], 1, "none"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -46,9 +49,13 @@ def test_majority_by_hand():
     assert majority_at_k(predictions, correct).tolist() == pytest.approx([1, 0, 1 / 3, 1, 0, 1 / 2])
     assert majority_at_k(predictions[:2], correct[:2], k=1).tolist() == [1, 1]
     assert majority_at_k([["7", "7"]], [[None, None]]).tolist() == [0]
-    for predictions, correct, words in (([["7"]], [[True]], "k = 2 predictions"), ([], [], "there are none")):
+    for predictions, correct, k, words in (
+        ([["7"]], [[True]], 2, "k = 2 predictions"),
+        ([["7"]], [[True]], 0, "at least 1"),
+        ([], [], 2, "none"),
+    ):
         with pytest.raises(ValueError, match=words):
-            majority_at_k(predictions, correct, k=2)
+            majority_at_k(predictions, correct, k)
 
 
 def test_bootstrap():
@@ -62,6 +69,9 @@ def test_bootstrap():
     for bad in ([], [1.0, math.nan]):
         with pytest.raises(ValueError, match="finite"):
             bootstrap_ci(bad)
+    for settings in ({"level": 1.5}, {"resamples": 0}):
+        with pytest.raises(ValueError, match="level between"):
+            bootstrap_ci([0, 1], **settings)
 
 
 def exact_coverage(n, accuracy):
@@ -95,6 +105,8 @@ def test_paired_difference_by_hand():
     assert one.mean == 0.25 and math.isnan(one.low) and math.isnan(one.high)
     with pytest.raises(ValueError, match="same seeds"):
         paired_difference([1, 2], [1])
+    with pytest.raises(ValueError, match="finite"):
+        paired_difference([1, math.nan], [1, 1])
 
 
 @pytest.mark.parametrize("seeds", [3, 5])

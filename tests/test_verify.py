@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from brite_lib.errors import InputError
 from brite_lib.params import PROJECT_ROOT
 from brite_lib.problems import load_problems
-from brite_lib.verify import MAX_LENGTH, extract_answer, is_correct, not_judged, verify_batch
+from brite_lib.verify import KINDS, MAX_LENGTH, extract_answer, is_correct, not_judged, verify_batch
 
 DATA = PROJECT_ROOT.parent / "shared" / "data"
 
@@ -57,6 +57,8 @@ def test_number_extraction(text, answer):
         ("We add $3$ and $4$ and get $7$.", "7"),
         ("Adding three and 4 gives 7 in total", "7"),
         (" \n", None),
+        ("\\boxed{}", None),
+        ("It is 5.\n$\\boxed{ }$\n", "5"),
     ],
 )
 def test_math_extraction(text, answer):
@@ -111,6 +113,20 @@ def test_unknown_kind_and_gold_of_another_kind():
         verify_batch(["1"], ["1"], "cod")
     with pytest.raises(InputError, match="gold answer 'blue' is no number"):
         is_correct("1", "blue", "number")
+
+
+def test_what_is_no_text_is_named_and_what_is_missing_has_no_answer():
+    assert [extract_answer(None, kind) for kind in KINDS] == [None] * len(KINDS)
+    assert is_correct(None, "5") is False and verify_batch(["5", "5"], ["", " "]) == [None, None]
+    for predictions, golds, words in (
+        (["1", 5], ["1", "5"], "prediction: row 2: must be a text, found 5"),
+        (["1"], [None], "gold answer: row 1: must be a text, found none"),
+    ):
+        with pytest.raises(InputError, match=words):
+            verify_batch(predictions, golds)
+    for limits in ({"workers": 0}, {"timeout": 0}):
+        with pytest.raises(InputError, match="workers: .* timeout: "):
+            verify_batch(["1"], ["1"], **limits)
 
 
 def test_real_gsm8k_answers():

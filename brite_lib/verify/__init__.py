@@ -27,8 +27,8 @@ MAX_DEPTH = 60  # brackets within brackets
 Choices = Sequence[str] | None
 
 
-def extract_answer(text: str, kind: str = "math", choices: Choices = None) -> str | None:
-    """The final answer that a text states, as it is written there; None if there is none.
+def extract_answer(text: str | None, kind: str = "math", choices: Choices = None) -> str | None:
+    """The final answer that a text states, as it is written there; None if there is none, or no text.
 
     In this order: the last ``\\boxed{}`` that is not empty; what follows the last "####", "the answer is", "Final answer:" …;
     and without these
@@ -43,9 +43,12 @@ def extract_answer(text: str, kind: str = "math", choices: Choices = None) -> st
     ``code`` does not look for announcements: see :func:`brite_lib.sandbox.extract_program`.
 
     Raises:
-        InputError: for an unknown kind.
+        InputError: for an unknown kind, or something else than a text.
     """
     _check_kind(kind)
+    if text is None:
+        return None
+    _check_texts("text", [text])
     if kind == "exact":
         return text.strip() or None
     if kind == "code":
@@ -56,11 +59,11 @@ def extract_answer(text: str, kind: str = "math", choices: Choices = None) -> st
     return number.last_number(text) if kind == "number" else math_answer(text)
 
 
-def is_correct(prediction: str, gold: str, kind: str = "math", choices: Choices = None) -> bool:
+def is_correct(prediction: str | None, gold: str, kind: str = "math", choices: Choices = None) -> bool:
     """Whether an answer equals the gold answer; one that cannot be judged in 5 seconds is not correct.
 
     Raises:
-        InputError: for an unknown kind, or a gold answer that is none of this kind.
+        InputError: as :func:`verify_batch`.
     """
     return verify_batch([prediction], [gold], kind, workers=1, choices=[choices])[0] is True
 
@@ -85,15 +88,22 @@ def verify_batch(
         choices: the options' texts of each item, kind ``choice`` only; None where only letters count.
 
     Returns:
-        True, False, or None for a pair that cannot be judged: longer than :data:`MAX_LENGTH`, or the judge ran out of time or
-        memory, or failed; a program without tests. Evaluations report their share as ``not_judged``; they never count as correct.
+        True, False, or None for a pair that cannot be judged: longer than :data:`MAX_LENGTH`, without a gold answer, or the judge
+            ran out of time or memory, or failed; a program without tests. Evaluations report their share as ``not_judged``; they
+            never count as correct.
 
     Raises:
-        InputError: for an unknown kind, a gold answer that is none of this kind, or programs where nothing isolates them.
+        InputError: for an unknown kind, a prediction or gold answer that is no text (named by its row, counted from 1), a gold
+            answer that is empty or none of this kind, fewer than one worker, no time, or programs where nothing isolates them.
         ValueError: for sequences of different lengths.
     """
     _check_kind(kind)
-    workers = workers or min(8, os.cpu_count() or 1)
+    _check_texts("prediction", predictions, may_lack=True)
+    _check_texts("gold answer", golds, may_lack=kind == "code")
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1)
+    if workers < 1 or not timeout > 0:
+        raise InputError(f"workers: {workers} must be at least 1 and timeout: {timeout} above 0 seconds")
     options = choices if choices is not None else [None] * len(golds)
     items = [(p, g, tuple(o) if o else None) for p, g, o in zip(predictions, golds, options, strict=True)]
     verdicts: dict[tuple, bool | None] = {}
@@ -155,6 +165,12 @@ def _check_kind(kind: str) -> None:
         raise InputError(f"answer kind: {kind!r} is unknown; known: {', '.join(KINDS)}")
 
 
+def _check_texts(name: str, texts: Sequence[str | None], may_lack: bool = False) -> None:
+    for row, text in enumerate(texts, start=1):
+        if not (isinstance(text, str) or (text is None and may_lack)):
+            raise InputError(f"{name}: row {row}: must be a text, found {'none' if text is None else f'{text!r:.60}'}")
+
+
 def _equal(prediction: str | None, gold: str, kind: str, choices: Choices) -> bool:
     if kind == "exact":
         return prediction is not None and prediction.strip() == gold.strip()
@@ -172,6 +188,8 @@ def _quick(prediction: str | None, gold: str) -> bool | pool.Pair | None:
         return False
     if answer.strip() == gold.strip():
         return True
+    if not gold.strip():
+        return None
     if max(len(answer), len(gold)) > MAX_LENGTH:
         return None
     right, guess = normalise(gold), normalise(answer)

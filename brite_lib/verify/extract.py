@@ -4,6 +4,7 @@ import re
 
 # What makes a box, and what announces an answer in words; the last one of a text counts.
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
+EMPTY_BOX = re.compile(rf"\$*{BOX.pattern}\{{\s*\}}\$*")
 ANNOUNCED = re.compile(
     r"""<answer>\s* | (?<!\#)\#\#\#\#(?!\#)[ \t]*+(?!\W{0,5}(?:step|case|part)\b)      # GSM8K's mark, unless it opens a Markdown heading
     | \b(?:answers?|options?|choices?)\b (?:\s{1,3}[\w'’]{1,20}){0,6}? (?: [*_\s]{0,4}(?:\b(?:is|are)\b|:|=) | [*_]{0,3}\n )
@@ -80,7 +81,7 @@ def math_answer(text: str) -> str | None:
         return plain(announced(content) or content) or None
     if (rest := announced(text)) and (answer := plain(statement(HEDGE.sub("", rest, count=1)))):
         return answer
-    lines = [line for line in text.splitlines(keepends=True) if line.strip(" \t\r\n`")]
+    lines = [line for line in EMPTY_BOX.sub("", text).splitlines(keepends=True) if line.strip(" \t\r\n`")]
     line = _whole(lines, len(lines) - 1, -1).strip()
     line = line[HEDGE.match(line).end() :]
     formulas = list(FORMULA.finditer(line))
