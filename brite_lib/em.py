@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 from torch import nn
 
@@ -52,7 +52,7 @@ class Draws:
     finished: NDArray[np.bool_]  # (n, K)
 
 
-def elbo(log_joint: Array, log_q: Array) -> Estimate:
+def elbo(log_joint: ArrayLike, log_q: ArrayLike) -> Estimate:
     """E_Q[log P_θ(y*|x,z) + log P_θ(z|x) − log Q(z|x)] per problem, Q given that it finishes (see above).
 
     Args:
@@ -61,7 +61,11 @@ def elbo(log_joint: Array, log_q: Array) -> Estimate:
 
     Returns:
         the mean over the finished draws, plus the log of their share; nan for a problem without any.
+
+    Raises:
+        InputError: for other shapes, nan or inf.
     """
+    log_joint, log_q = _checked(log_joint, log_q)
     finished = np.isfinite(log_joint)
     count = finished.sum(1)
     log_w = np.where(finished, log_joint - log_q, 0.0)
@@ -70,10 +74,10 @@ def elbo(log_joint: Array, log_q: Array) -> Estimate:
         variance = np.where(finished, (log_w - mean[:, None]) ** 2, 0.0).sum(1) / (count - 1)
         share = count / log_q.shape[1]
         # The delta method for log(share); the mean does not depend on how many finished.
-        return Estimate(mean + np.log(share), np.sqrt((variance + 1 - share) / count))
+        return Estimate(mean + np.log(share), np.where(count > 1, np.sqrt((variance + 1 - share) / count), np.nan))
 
 
-def marginal_log_likelihood(log_joint: Array, log_q: Array) -> tuple[Estimate, Array]:
+def marginal_log_likelihood(log_joint: ArrayLike, log_q: ArrayLike) -> tuple[Estimate, Array]:
     """Importance-weighted log P_θ(y*|x) per problem from K draws of Q: log-mean-exp of log w, in expectation a lower bound.
 
     Args:
@@ -82,15 +86,29 @@ def marginal_log_likelihood(log_joint: Array, log_q: Array) -> tuple[Estimate, A
 
     Returns:
         the estimates (nan for a problem without a finished draw), and (n,) effective sample sizes (Σw)²/Σw² in [0, K].
+
+    Raises:
+        InputError: for other shapes, nan or inf.
     """
+    log_joint, log_q = _checked(log_joint, log_q)
     samples = log_q.shape[1]
     log_w = log_joint - log_q
     dead = np.isneginf(log_w).all(1)
     log_w = np.where(dead[:, None], 0.0, log_w)
     ess = np.exp(2 * logsumexp(log_w, axis=1) - logsumexp(2 * log_w, axis=1))
     value = logsumexp(log_w, axis=1) - np.log(samples)
-    se = np.sqrt(np.maximum(1 / ess - 1 / samples, 0) * samples / (samples - 1))  # the delta method: sd(w) / (√K · mean w)
+    with np.errstate(invalid="ignore", divide="ignore"):  # one draw has no spread: nan
+        se = np.sqrt(np.maximum(1 / ess - 1 / samples, 0) * samples / np.float64(samples - 1))  # the delta method: sd(w) / (√K · mean w)
     return Estimate(np.where(dead, np.nan, value), np.where(dead, np.nan, se)), np.where(dead, 0.0, ess)
+
+
+def _checked(log_joint: ArrayLike, log_q: ArrayLike) -> tuple[Array, Array]:
+    log_joint, log_q = np.asarray(log_joint, dtype=np.float64), np.asarray(log_q, dtype=np.float64)
+    if log_joint.ndim != 2 or log_joint.shape != log_q.shape:
+        raise InputError(f"log_joint and log_q must both have shape (n, K), found {log_joint.shape} and {log_q.shape}")
+    if not np.isfinite(log_q).all() or np.isnan(log_joint).any() or np.isposinf(log_joint).any():
+        raise InputError("log_q must be finite, and log_joint finite or -inf (unfinished), found nan or inf")
+    return log_joint, log_q
 
 
 def draw(
@@ -108,6 +126,7 @@ def draw(
     """
     if samples < 2:
         raise InputError("monitor_samples: must be at least 2, or there is no standard error")
+    problems = [dict(problem) for problem in problems]
     prompts = [ids for problem in problems for ids in [template.prompt_ids(problem["question"])] * samples]
     seeds = [sample_seed(seed, "em", problem["id"], k) for problem in problems for k in range(samples)]
     ids = sample(q, template, prompts, seeds, 1.0, max_rationale_tokens, True, batch_size, desc="EM monitor: sampling from Q")

@@ -136,7 +136,7 @@ def score(
     Raises:
         InputError: for an empty prompt, whose first completion token nothing could predict.
     """
-    for row, prompt in enumerate(prompt_ids):
+    for row, prompt in enumerate(prompt_ids, start=1):
         if len(prompt) == 0:
             raise InputError(f"prompt_ids: row {row} is empty, so the first token after it has no probability")
     completions = [[*z, *y] for z, y in zip(rationale_ids, answer_ids, strict=True)]

@@ -21,8 +21,16 @@ from brite_lib.template import RationaleTemplate
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """The device a name means; ``auto`` prefers CUDA, then Apple's MPS, then the CPU."""
+    """The device a name means; ``auto`` prefers CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        InputError: if this machine has no such device.
+    """
     if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]}); auto takes what there is") from None
         return torch.device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
@@ -44,7 +52,7 @@ def load_policy(
         dtype: ``auto`` is bfloat16 on CUDA and float32 elsewhere.
 
     Raises:
-        InputError: if there is no such model, or it has no safetensors weights.
+        InputError: if there is no such model, adapter or device, or it has no safetensors weights.
     """
     target = pick_device(device)
     torch_dtype = (torch.bfloat16 if target.type == "cuda" else torch.float32) if dtype == "auto" else getattr(torch, dtype)
@@ -61,6 +69,8 @@ def load_policy(
     except (OSError, ValueError) as error:
         raise InputError(f"model: {path} could not be loaded: {str(error).splitlines()[0]}") from error
     if adapter is not None:
+        if not (resolve_path(adapter) / "adapter_config.json").is_file():
+            raise InputError(f"adapter: {adapter} has no adapter_config.json, so it is no PEFT adapter")
         model = PeftModel.from_pretrained(model, str(resolve_path(adapter)), use_safetensors=True)
     model = model.to(target)
     disable_dropout(model)

@@ -56,7 +56,7 @@ class Stage:
         life to its ancestors'.
 
         Args:
-            name: used where ``params.stage`` is empty.
+            name: of the stage, unless ``params.stage`` gives it one of its own.
             params: the stage's parameters.
 
         Raises:
@@ -68,7 +68,8 @@ class Stage:
             die_with_ancestors()
         if getattr(params, "answer_kind", "") == "code" and params.kind != "theta_sft":  # which judges nothing
             sandbox.prepare(params.program_seconds, params.i_understand_the_risk)
-        stage = cls(params.stage or name, params, PROJECT_ROOT / Path(params.output_dir).expanduser())
+        own = params.stage != params.kind
+        stage = cls(params.stage if own else name, params, PROJECT_ROOT / Path(params.output_dir).expanduser())
         stage.dir.mkdir(parents=True, exist_ok=True)
         stage.path("stage.json").unlink(missing_ok=True)
         stage.rewind(math.inf)  # drops a line that a killed run tore
@@ -275,7 +276,9 @@ def git_commit() -> str | None:
 
 
 def _finite(value: Any) -> Any:
-    """The value for JSON: nan and infinities become None."""
+    """The value for JSON: nan and infinities become None, numbers and arrays of NumPy and torch plain ones."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -25,7 +26,9 @@ from brite_lib.errors import InputError
 from brite_lib.likelihood import length_sorted, pad_sequences, score
 from brite_lib.models import adapter_base, empty_model, load_policy, local_model, merged
 from brite_lib.params import check_engine, resolve_path, suggestion
+from brite_lib.problems import Problem
 from brite_lib.progress import progress
+from brite_lib.tables import RATIONALES
 from brite_lib.template import Completion, RationaleTemplate
 from brite_lib.verify import judge
 from brite_lib.vllm_engine import SCRATCH, VllmEngine, visible_devices
@@ -163,7 +166,7 @@ def sample(
 
 def generate(
     model_or_path: Sampler | str | Path,
-    problems: Dataset | Sequence[dict[str, Any]],
+    problems: Dataset | Sequence[Problem | dict[str, Any]],
     template: RationaleTemplate,
     n: int = 1,
     temperature: float = 1.0,
@@ -183,16 +186,21 @@ def generate(
 ) -> Dataset:
     """Sample ``n`` completions per problem and return them as a rationale table (design section 6).
 
-    Rows are ordered by problem, then sample. ``engine: hf`` leaves the log-probability columns null, and :func:`add_scores` fills
-    them; vLLM's own log-probabilities of z are kept in ``logp_psi``. To draw more than once, open the engine once with
-    :func:`open_sampler` and pass what it gives. The engines have the same law and the same seeds, but not the same samples.
+    Rows are ordered by problem, then sample. What is not known yet is null: rewards, and log-probabilities, which
+    :func:`add_scores` fills in; vLLM's own log-probabilities of z are kept in ``logp_psi``. To draw more than once, open the
+    engine once with :func:`open_sampler` and pass what it gives. The engines have the same law and the same seeds, but not the
+    same samples.
     ``first_sample`` numbers the samples on, with new seeds, when a problem is sampled again.
     ``hint`` shows the answer in the prompt (STaR). ``answer_from="completion"`` looks for the answer in all that was
     sampled, finished or not, as the evaluators of papers do, and not in y alone.
 
     Raises:
-        InputError: for an unknown engine, or one that is not installed or can't run this model.
+        InputError: for an unknown engine, or one that is not installed or can't run this model; n or max_new_tokens below 1, or a
+            negative temperature.
     """
+    if n < 1 or max_new_tokens < 1 or not temperature >= 0:
+        raise InputError(f"n: {n} and max_new_tokens: {max_new_tokens} must be at least 1, temperature: {temperature} at least 0")
+    problems = [dict(problem) for problem in problems]
     jobs = [(problem, first_sample + k) for problem in problems for k in range(n)]
     seeds = [sample_seed(seed, problem["id"], k) for problem, k in jobs]
     shown = [problem["answer"] if hint else None for problem in problems]
@@ -210,7 +218,7 @@ def generate(
         row |= {"source": source, "round": round, "sample": k, "seed": row_seed, "num_tokens": len(ids), "prompt_ids": prompt}
         if log_prob is not None:
             row["logp_psi"] = log_prob[: len(row["rationale_ids"])]
-    return Dataset.from_list(rows)
+    return Dataset(pa.Table.from_pylist(rows, schema=RATIONALES))
 
 
 def add_scores(

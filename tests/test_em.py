@@ -153,12 +153,27 @@ def test_literals_worked_by_hand():
     assert likelihood.value == pytest.approx([math.log(4 / 3)]) and ess == pytest.approx([1.6])
     sd = np.std([1, 3, 0], ddof=1)
     assert likelihood.se == pytest.approx([sd / math.sqrt(3) / (4 / 3)])
+    assert em.elbo(log_joint.tolist(), log_q.tolist()) == bound
+    one, (only, _) = em.elbo([[-1.0]], [[-2.0]]), em.marginal_log_likelihood([[-1.0]], [[-2.0]])
+    assert one.value == only.value == [1.0] and np.isnan([one.se, only.se]).all()
+
+
+def test_wrong_shapes_and_a_broken_model_are_no_unfinished_rationales():
+    for log_joint, log_q, words in (
+        ([-1.0], [-1.0], r"shape \(n, K\)"),
+        ([[-1.0]], [[-1.0, -2.0]], "shape"),
+        ([[np.nan]], [[-1.0]], "nan"),
+    ):
+        for estimate in (em.elbo, em.marginal_log_likelihood):
+            with pytest.raises(InputError, match=words):
+                estimate(log_joint, log_q)
 
 
 def test_problems_that_never_finish_are_counted_and_left_out():
     log_joint, log_q = np.array([[-np.inf, -np.inf], [-1.0, -2.0]]), np.log([[0.5, 0.5], [0.5, 0.5]])
     bound, (likelihood, ess) = em.elbo(log_joint, log_q), em.marginal_log_likelihood(log_joint, log_q)
     assert np.isnan(bound.value).tolist() == np.isnan(likelihood.value).tolist() == [True, False]
+    assert np.isnan(bound.se).tolist() == np.isnan(likelihood.se).tolist() == [True, False]
     assert ess[0] == 0 < ess[1]
 
 

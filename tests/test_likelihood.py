@@ -146,5 +146,5 @@ def test_an_unknown_logit_scale_is_refused():
 
 
 def test_an_empty_prompt_is_refused():
-    with pytest.raises(InputError, match="row 1"):
+    with pytest.raises(InputError, match="row 2"):
         score(Bigram(), [[1], []], [[2], [2]], [[], []])

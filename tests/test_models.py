@@ -62,4 +62,8 @@ def test_bad_directories_are_named(tmp_path):
     (tmp_path / "empty/pytorch_model.bin").write_bytes(b"\x80")
     with pytest.raises(InputError, match="safetensors"):
         check_model(tmp_path / "empty")
+    with pytest.raises(InputError, match=r"adapter: .*adapter_config\.json"):
+        load_policy("assets/tiny-base", adapter=tmp_path / "empty", device="cpu")
+    with pytest.raises(InputError, match="device: 'cudda' cannot be used here"):
+        load_policy("assets/tiny-base", device="cudda")
     assert check_model("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"

@@ -36,14 +36,14 @@ def test_toy_annotators_see_the_same_problems():
     assert {style_of(row["question"], row["rationale"]) for row in careless} == {"careful", "skipping"}
 
 
-def test_toy_has_a_thousand_problems_by_default():
+def test_toy_has_a_thousand_problems_by_default_and_is_easy():
     assert len(load_problems("toy:easy", "train")) == 1000
+    assert load_problems("toy", "test", limit=3).to_list() == load_problems("toy:easy", "test", limit=3).to_list()
 
 
 @pytest.mark.parametrize(
     ("source", "split", "words"),
     [
-        ("toy", "train", "toy:easy"),
         ("toy:esay", "train", "did you mean 'easy'"),
         ("toy:easy:carefull", "train", "did you mean 'careful'"),
         ("toy:easy", "dev", "validation"),
@@ -75,6 +75,21 @@ def test_shared_data_loads(name):
         assert problems[0]["choices"][0] == "5(√3 + 1)"
     if name == "math500":
         assert problems[0]["level"] == "Level 2"
+
+
+def test_a_problem_takes_its_columns_by_name_or_in_order():
+    assert Problem("1", "2+2", "4", choices=["4"]) == Problem(id="1", question="2+2", answer="4", choices=["4"])
+    with pytest.raises(TypeError, match="7 columns"):
+        Problem(*"12345678")
+    with pytest.raises(ValueError, match="answer"):
+        Problem("1", "2+2", 4)
+
+
+@pytest.mark.parametrize("source", ["toy:easy", str(DATA / "svamp")])
+def test_a_limit_below_one_is_refused(source):
+    for limit in (0, -1):
+        with pytest.raises(InputError, match=f"limit: must be at least 1 .got {limit}"):
+            load_problems(source, "test", limit)
 
 
 def test_limit_is_the_head_and_with_a_seed_a_sample():

@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 import random
 
 import numpy as np
@@ -40,7 +41,8 @@ def test_record(tmp_path, capsys):
     stage.path("model").joinpath("weights").write_text("w")
     stage.count(tokens_generated=5)
     stage.count(tokens_generated=2, tokens_trained=7, flops=1e9, seconds=100)
-    stage.finish([stage.path("model")], {"loss": float("nan"), "list": [1.0, float("inf")]})
+    arrays = {"share": np.float32(0.5), "count": np.int64(3), "tensor": torch.tensor([1.0, math.nan])}
+    stage.finish([stage.path("model")], {"loss": float("nan"), "list": [1.0, float("inf")], **arrays})
     record = read_record(stage.path("stage.json"))
     assert list(record) == KEYS
     assert (record["stage"], record["status"], record["seed"], record["params"]["output_dir"]) == (
@@ -51,14 +53,14 @@ def test_record(tmp_path, capsys):
     )
     assert (record["tokens_generated"], record["tokens_trained"], record["flops"]) == (7, 7, 1e9)
     assert 100 <= record["seconds"] < 160 and record["peak_rss_gib"] > 0.05
-    assert record["metrics"] == {"loss": None, "list": [1.0, None]}
+    assert record["metrics"] == {"loss": None, "list": [1.0, None], "share": 0.5, "count": 3, "tensor": [1.0, None]}
     assert record["inputs"] == {str(tmp_path / "data.jsonl"): sha256_of(tmp_path / "data.jsonl")}
     assert record["outputs"] == {str(tmp_path / "sft" / "model"): sha256_of(tmp_path / "sft" / "model")}
     assert record["versions"]["torch"] == torch.__version__
 
     again = start(tmp_path / "sft", seed=3)
     assert not again.path("stage.json").exists()  # a stage that runs again has not finished
-    assert again.name == "theta_sft"
+    assert again.name == "theta_sft" and Stage.start("mine", again.params).name == "mine"
     assert drawn == (random.random(), np.random.rand(), torch.rand(1).item())
 
 

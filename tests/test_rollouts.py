@@ -3,9 +3,12 @@
 import enumerable
 import pytest
 import torch
+from datasets import Dataset
 
 from brite_lib.errors import InputError
+from brite_lib.problems import Problem
 from brite_lib.rollouts import add_scores, generate, sample, sample_seed
+from brite_lib.tables import RATIONALES, read_rationales, write_table
 from brite_lib.template import RationaleTemplate, TemplateFormats
 
 
@@ -75,6 +78,24 @@ def test_rows_carry_what_the_table_promises():
         assert row["correct"] == (row["answer_text"] == "a" and row["answer_ids"][-1] == rules.end_id)
     more = generate(model, problems, rules, n=5, max_new_tokens=5, seed=3, first_sample=5)
     assert set(rows["seed"]).isdisjoint(more["seed"])
+
+
+def test_rows_are_a_rationale_table_whatever_the_problems_are_written_as(tmp_path):
+    rules, model = enumerable.template(), enumerable.model(0)
+    rows = enumerable.problems()
+    problems = [Problem(**row) for row in rows]
+    drawn = generate(model, problems, rules, 2, 1.0, 5, "hf", 3)
+    assert drawn.column_names == RATIONALES.names
+    assert drawn.to_list() == generate(model, Dataset.from_list(rows), rules, n=2, max_new_tokens=5, seed=3).to_list()
+    assert generate(model, [], rules).column_names == RATIONALES.names
+    write_table(drawn.to_list(), RATIONALES, tmp_path / "rationales.parquet")
+    assert read_rationales(tmp_path / "rationales.parquet") == drawn.to_list()
+
+
+def test_impossible_settings_are_refused():
+    for settings in ({"n": 0}, {"temperature": -1.0}, {"max_new_tokens": 0}):
+        with pytest.raises(InputError, match="n: .* max_new_tokens: .* temperature: "):
+            generate(enumerable.model(0), enumerable.problems(), enumerable.template(), **settings)
 
 
 def test_an_unknown_engine_is_refused():

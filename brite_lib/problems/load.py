@@ -29,14 +29,14 @@ CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 FINAL_LINE = re.compile(r"\s*^####[ \t]*(.*?)\s*\Z", re.MULTILINE)
 
 
-def load_problems(source: str, split: str, limit: int | None = None, seed: int = 0) -> Dataset:
+def load_problems(source: str | Path, split: str, limit: int | None = None, seed: int = 0) -> Dataset:
     """Problems with the columns of :class:`Problem`, all of them validated.
 
     Args:
         source: one of
 
             - ``toy:<level>`` or ``toy:<level>:<careful|careless>``: the embedded task, with human rationales of that
-              kind (default careless);
+              kind (default careless); ``toy`` alone is its easy level;
             - a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file (``split`` is then not used), or a directory that holds
               ``<split>`` with one of these endings;
             - a benchmark's name (:data:`brite_lib.benchmarks.BENCHMARKS`), or a directory of that name that holds a copy of
@@ -51,17 +51,20 @@ def load_problems(source: str, split: str, limit: int | None = None, seed: int =
             is the answer (if the row has no other), the rationale ends before it, and calculator marks ``<<…>>`` are
             removed.
         split: name of the split.
-        limit: with ``seed`` 0 the first rows, else the head of a shuffle with that seed; None: all. On the toy task
+        limit: at least 1: with ``seed`` 0 the first rows, else the head of a shuffle with that seed; None: all. On the toy task
             always the first problems, 1000 by default.
         seed: of the shuffle.
 
     Raises:
         InputError: one sentence naming the file or data set, the row (counted from 1; a line of a JSONL file) and the
             column: missing or empty question or answer, wrong type, duplicate id, broken JSON, truncated file, unknown
-            source or split, hub out of reach, a gated benchmark without a login.
+            source or split, hub out of reach, a gated benchmark without a login; or a limit below 1.
 
     A benchmark whose whole split has another number of rows than published says so in a printed line.
     """
+    source = str(source)
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: must be at least 1 (got {limit})")
     if is_toy(source):
         return Dataset.from_list([problem.model_dump() for problem in _toy(source, split, limit)], features=FEATURES)
     benchmark = benchmark_of(source)
@@ -100,7 +103,8 @@ def has_split(source: str, split: str) -> bool:
 
 
 def _toy(source: str, split: str, limit: int | None) -> list[Problem]:
-    level, _, human = source.removeprefix("toy").removeprefix(":").partition(":")
+    _, _, which = source.partition(":")
+    level, _, human = (which or "easy").partition(":")
     if level not in LEVELS:
         raise InputError(f"data: {source}: name a level as in toy:easy{suggestion(level, LEVELS)}")
     if human not in (*HUMANS, ""):
