@@ -41,8 +41,8 @@ def save_state(trainer: "PosteriorPPOTrainer", path: Path) -> None:
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.scheduler.state_dict(),
         "rng": torch.get_rng_state(),
-        "unfinished_reward": trainer.unfinished_reward,
-        "below_constant": [trainer._below_constant, trainer._finished],
+        "unfinished_reward": trainer.unfinished.constant,
+        "below_constant": [trainer.unfinished.below, trainer.unfinished.finished],
         "tokens": [trainer.tokens_generated, trainer.tokens_trained],
         "seconds": trainer.seconds,
         "flops": trainer.flops,
@@ -68,8 +68,9 @@ def load_state(trainer: "PosteriorPPOTrainer", path: Path) -> None:
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.scheduler.load_state_dict(state["scheduler"])
     torch.set_rng_state(state["rng"].cpu())
-    trainer.step, trainer.unfinished_reward, trainer.seconds = state["step"], state["unfinished_reward"], state["seconds"]
-    trainer._below_constant, trainer._finished = state["below_constant"]
+    trainer.step, trainer.seconds = state["step"], state["seconds"]
+    trainer.unfinished.constant = state["unfinished_reward"]
+    trainer.unfinished.below, trainer.unfinished.finished = state["below_constant"]
     trainer.tokens_generated, trainer.tokens_trained = state["tokens"]
     costs.add(state["flops"])
 

@@ -32,7 +32,7 @@ from brite_lib.params import (
 from brite_lib.records import read_record
 from brite_lib.stages import StageSpec
 
-CALIBRATIONS = 8 * 256  # rationales that calibrate the reward of unfinished ones, at the most (brite_lib/ppo.py)
+CALIBRATIONS = 8 * 256  # rationales that calibrate the reward of unfinished ones, at the most (brite_lib/unfinished.py)
 UNKNOWN_PROMPT = 256  # tokens of a prompt, where the questions can't be read without the hub
 
 

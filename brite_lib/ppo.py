@@ -10,10 +10,8 @@ The loop is ours, on accelerate: TRL has had no PPOTrainer since 1.13, and its G
 batch, T action tokens after padding, K completions of one problem in consecutive rows.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,10 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from brite_lib import costs
-from brite_lib.advantages import answer_loss, explained_variance, gae, group_advantages, masked_mean, policy_loss, token_rewards, whiten
+from brite_lib.advantages import answer_loss, explained_variance, gae, group_advantages, policy_loss, token_rewards, whiten
 from brite_lib.agent import PolicyWithCritic
 from brite_lib.checkpointing import load_state, save_state
+from brite_lib.experience import Experience, actions_and_forced, pad
 from brite_lib.likelihood import length_sorted, score
 from brite_lib.models import Reference, attach_lora, disable_dropout, merged
 from brite_lib.params import PsiParams as PosteriorPPOConfig
@@ -33,31 +32,9 @@ from brite_lib.progress import progress
 from brite_lib.rewards import TerminalReward, terminal_reward
 from brite_lib.rollouts import sample, sample_seed
 from brite_lib.template import Completion, RationaleTemplate
+from brite_lib.unfinished import Unfinished
 
 __all__ = ["Experience", "PosteriorPPOConfig", "PosteriorPPOTrainer", "gae", "token_rewards"]
-
-CALIBRATION_SAMPLES = 256
-STEP_ZERO_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
-
-
-@dataclass
-class Experience:
-    """One batch of sampled completions with everything an update needs; tensors are (B, T) unless said otherwise."""
-
-    problems: Sequence[dict[str, Any]]
-    prompts: list[list[int]]
-    actions: list[list[int]]
-    forced: list[list[int]]  # scored behind the actions: y*, for reward (i)
-    completions: list[Completion]
-    mask: Tensor
-    log_prob: Tensor  # of the actions under Q when they were sampled
-    reference_log_prob: Tensor
-    entropy: Tensor
-    values: Tensor
-    rewards: Tensor
-    terminal: Tensor  # (B,)
-    advantages: Tensor
-    returns: Tensor
 
 
 class PosteriorPPOTrainer:
@@ -108,19 +85,18 @@ class PosteriorPPOTrainer:
         )
         self.step = 0
         self.latest: Experience | None = None  # the last step's batch, for who looks on
-        self.unfinished_reward = config.unfinished_reward if config.unfinished_reward is not None else self.reward.unfinished_default()
+        self.unfinished = Unfinished(config, self.reward.unfinished_default())
         self.tokens_generated = self.tokens_trained = 0
         self.seconds = self.seconds_before = 0.0  # of training in all, and of interrupted runs before this one
         self._spent_before = costs.spent()
-        self._below_constant = self._finished = 0
 
     def train(self) -> nn.Module:
         """Run the remaining steps, from the checkpoint if there is one, and return Q_ψ."""
         if self.step == 0:
             self.resume()
         started = time.perf_counter() - self.seconds
-        if self.unfinished_reward is None and self.config.unfinished_rule == "constant":
-            self.unfinished_reward = self.calibrate()
+        if self.unfinished.to_calibrate:
+            self.unfinished.calibrate(len(self.problems), self._rewards_under_theta)
         for _ in progress(range(self.step, self.config.steps), desc="ψ-PPO"):
             metrics = self.train_step()
             self.seconds = time.perf_counter() - started
@@ -142,7 +118,7 @@ class PosteriorPPOTrainer:
         chosen = [self.problems[i] for i in self._prompt_indices(self.step) for _ in range(self.config.rationales_per_prompt)]
         experience = self.experience(chosen, self.rollout(chosen, "step", self.step))
         if self.step == 0:
-            self._assert_anchor(experience)
+            experience.assert_anchor(next(self.model.parameters()).dtype)
         self.latest = experience
         update = self.update(experience)
         self.step += 1
@@ -165,13 +141,14 @@ class PosteriorPPOTrainer:
         nothing, live = [[]] * len(actions), self.config.scorer == "live"
         with self.reference.model() as theta:
             anchor = score(theta, prompts, actions, nothing if live else forced, self.config.batch_size)
-        reference = _pad(anchor.rationale)
+        reference = pad(anchor.rationale)
         log_prob, entropy, values, answer = self._old_policy(prompts, actions, forced if live else nothing)
-        terminal = self._terminal(problems, completions, answer if live else [part.sum().item() for part in anchor.answer])
-        mask = _pad([torch.ones(len(a), dtype=torch.bool) for a in actions])
+        answer = answer if live else [part.sum().item() for part in anchor.answer]
+        terminal = self.unfinished.fill(self.reward.terminal(problems, completions, answer))
+        mask = pad([torch.ones(len(a), dtype=torch.bool) for a in actions])
         rewards = token_rewards(log_prob, reference, terminal, mask, self.config.kl_coef)
         thinking = [torch.arange(len(ids)) < len(completion.rationale_ids) for ids, completion in zip(actions, completions, strict=True)]
-        rewards -= self.config.brevity_cost * _pad(thinking)
+        rewards -= self.config.brevity_cost * pad(thinking)
         advantages, returns = self._advantages(rewards, values, mask)
         return Experience(
             *(problems, prompts, actions, forced, completions, mask),
@@ -199,7 +176,7 @@ class PosteriorPPOTrainer:
         completions = [[*actions, *forced] for actions, forced in zip(parts[::2], parts[1::2], strict=True)]
         log_prob, _, values = self.agent([experience.prompts[i] for i in rows], completions)
         log_prob, values = log_prob.split(list(map(len, parts))), values.split(list(map(len, parts)))
-        answer, log_prob, values = log_prob[1::2], _pad(log_prob[::2]), _pad(values[::2])
+        answer, log_prob, values = log_prob[1::2], pad(log_prob[::2]), pad(values[::2])
         device = log_prob.device
         mask, old, advantages, returns = (
             tensor[rows, : log_prob.shape[1]].to(device)
@@ -218,48 +195,15 @@ class PosteriorPPOTrainer:
 
     def metrics(self, experience: Experience) -> dict[str, float]:
         """Statistics of a batch as it was sampled; sequence sums are per completion, in nats."""
-        finished = torch.tensor([completion.finished for completion in experience.completions])
-        kl = ((experience.log_prob - experience.reference_log_prob) * experience.mask).sum(1)
-        metrics = {
-            f"reward/{self.reward.metric}": experience.terminal[finished].mean().item() if finished.any() else math.nan,
-            "reward/terminal": experience.terminal.mean().item(),
-            "elbo": (experience.terminal - self.config.kl_coef * kl).mean().item(),
-            "kl": kl.mean().item(),
-            "entropy": masked_mean(experience.entropy, experience.mask),
-            "rationale_length": sum(map(len, experience.actions)) / len(experience.actions),
-            "finished": finished.float().mean().item(),
-            "learning_rate": self.scheduler.get_last_lr()[0],
-        }
+        metrics = experience.metrics(self.reward.metric, self.config.kl_coef) | {"learning_rate": self.scheduler.get_last_lr()[0]}
         if self.config.advantage == "gae":
             metrics["explained_variance"] = explained_variance(experience.values, experience.returns, experience.mask)
         return metrics
 
-    def calibrate(self) -> float:
-        """The constant for unfinished rationales: a margin below the lowest of the first 256 finished rewards under θ.
-
-        Raises:
-            RuntimeError: if nothing that θ samples is finished.
-        """
-        rewards: list[float] = []
-        for attempt in range(8):
-            rows = torch.randint(len(self.problems), (CALIBRATION_SAMPLES,), generator=torch.Generator().manual_seed(attempt))
-            chosen = [self.problems[i] for i in rows.tolist()]
-            completions = [self._split(ids) for ids in self.rollout(chosen, "calibrate", attempt)]
-            prompts = [self._prompt_ids(problem["question"]) for problem in chosen]
-            with self.reference.model() as theta:
-                answer = score(theta, prompts, *self._actions_and_forced(chosen, completions), self.config.batch_size).answer
-            terminal = self.reward.terminal(chosen, completions, [values.sum().item() for values in answer])
-            rewards += [value for value in terminal if value is not None]
-            if len(rewards) >= CALIBRATION_SAMPLES:
-                break
-        if not rewards:
-            raise RuntimeError(
-                "no rationale that θ sampled was finished; raise max_rationale_tokens, check template.boundary, or set unfinished_reward"
-            )
-        lowest = min(rewards[:CALIBRATION_SAMPLES])
-        constant = lowest - self.config.unfinished_margin
-        print(f"reward of unfinished rationales: {constant:.2f} (lowest finished one: {lowest:.2f})")
-        return constant
+    @property
+    def unfinished_reward(self) -> float | None:
+        """What an unfinished rationale earns, in nats; None before it is calibrated, and with ``unfinished_rule: twice_mean``."""
+        return self.unfinished.constant
 
     @property
     def flops(self) -> int:
@@ -301,25 +245,16 @@ class PosteriorPPOTrainer:
     def _actions_and_forced(
         self, problems: Sequence[dict[str, Any]], completions: Sequence[Completion]
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """Tokens of each completion that are the policy's actions, and those that are scored behind them."""
-        actions = [self.reward.actions(completion) for completion in completions]
-        forced = [self.reward.forced(p, c, self.template) for p, c in zip(problems, completions, strict=True)]
-        if not self.config.boundary_is_action:
-            for i, completion in enumerate(completions):
-                start = self.template.boundary_start(actions[i]) if completion.finished else len(actions[i])
-                actions[i], forced[i] = actions[i][:start], [*actions[i][start:], *forced[i]]
-        return actions, forced
+        return actions_and_forced(problems, completions, self.reward, self.template, self.config.boundary_is_action)
 
-    def _terminal(self, problems: Sequence[dict[str, Any]], completions: list[Completion], forced_log_prob: list[float]) -> Tensor:
-        """Terminal rewards (B,), those of unfinished completions filled in."""
-        rewards = self.reward.terminal(problems, completions, forced_log_prob)
-        if self.config.unfinished_rule == "twice_mean":
-            finished = [reward for reward in rewards if reward is not None]
-            unfinished = 2 * sum(finished) / len(finished) if finished else 0.0  # alone in a batch, any number is the same
-        else:
-            self._watch_constant(rewards)
-            unfinished = self.unfinished_reward
-        return torch.tensor([unfinished if reward is None else reward for reward in rewards], dtype=torch.float32)
+    def _rewards_under_theta(self, chosen: list[int], attempt: int) -> list[float | None]:
+        """Terminal rewards of fresh rationales of these problems, as long as Q is θ."""
+        problems = [self.problems[i] for i in chosen]
+        completions = [self._split(ids) for ids in self.rollout(problems, "calibrate", attempt)]
+        prompts = [self._prompt_ids(problem["question"]) for problem in problems]
+        with self.reference.model() as theta:
+            answer = score(theta, prompts, *self._actions_and_forced(problems, completions), self.config.batch_size).answer
+        return self.reward.terminal(problems, completions, [values.sum().item() for values in answer])
 
     @torch.no_grad()
     def _old_policy(
@@ -334,7 +269,7 @@ class PosteriorPPOTrainer:
             for place, i in enumerate(rows):
                 flat[i] = tuple(part[place][: len(actions[i])] for part in split)
                 answers[i] = split[0][place][len(actions[i]) :].sum().item()
-        return *(_pad([row[kind] for row in flat]) for kind in range(3)), answers
+        return *(pad([row[kind] for row in flat]) for kind in range(3)), answers
 
     def _advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -365,26 +300,3 @@ class PosteriorPPOTrainer:
         self.tokens_trained += tokens + (sum(len(experience.forced[i]) for i in rows) if self.config.answer_nll_weight else 0)
         per = {"loss": len(rows), "approx_kl": max(tokens, 1), "clipfrac": max(tokens, 1)}
         return {"grad_norm": float(norm), **{name: total / per[name] for name, total in totals.items()}}
-
-    def _assert_anchor(self, experience: Experience) -> None:
-        difference = ((experience.log_prob - experience.reference_log_prob) * experience.mask).abs().max().item()
-        tolerance = STEP_ZERO_TOLERANCE[next(self.model.parameters()).dtype]
-        if not difference <= tolerance:
-            raise RuntimeError(
-                f"at step 0 log Q and log P_θ differ by {difference:.2e} (> {tolerance:.0e}): θ is not the model that ψ starts from"
-            )
-
-    def _watch_constant(self, rewards: Sequence[float | None]) -> None:
-        """Warn once when more than 1 % of the finished rewards are worse than being unfinished."""
-        finished = [reward for reward in rewards if reward is not None]
-        below = sum(reward < self.unfinished_reward for reward in finished)
-        quiet = self._below_constant <= 0.01 * self._finished
-        self._below_constant, self._finished = self._below_constant + below, self._finished + len(finished)
-        if quiet and self._below_constant > 0.01 * self._finished:
-            print(f"warning: over 1 % of finished rewards lie below unfinished_reward = {self.unfinished_reward:.2f}; lower it")
-
-
-def _pad(rows: Sequence[Tensor]) -> Tensor:
-    """Rows of different lengths as (B, T), padded with zeros; T is at least 1."""
-    padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    return padded if padded.shape[1] else nn.functional.pad(padded, (0, 1))

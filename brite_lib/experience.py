@@ -1,0 +1,88 @@
+"""One batch of sampled completions with all that an update needs, and its statistics.
+
+Shapes: B completions, T action tokens after padding; K completions of one problem stand in consecutive rows.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brite_lib.advantages import masked_mean
+from brite_lib.rewards import TerminalReward
+from brite_lib.template import Completion, RationaleTemplate
+
+STEP_ZERO_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+
+
+@dataclass
+class Experience:
+    """One batch of sampled completions with everything an update needs; tensors are (B, T) unless said otherwise."""
+
+    problems: Sequence[dict[str, Any]]
+    prompts: list[list[int]]
+    actions: list[list[int]]
+    forced: list[list[int]]  # scored behind the actions: y*, for reward (i)
+    completions: list[Completion]
+    mask: Tensor
+    log_prob: Tensor  # of the actions under Q when they were sampled
+    reference_log_prob: Tensor
+    entropy: Tensor
+    values: Tensor
+    rewards: Tensor
+    terminal: Tensor  # (B,)
+    advantages: Tensor
+    returns: Tensor
+
+    def metrics(self, reward: str, kl_coef: float) -> dict[str, float]:
+        """Statistics of the batch as it was sampled; sequence sums are per completion, in nats. ``reward`` is its metric's name."""
+        finished = torch.tensor([completion.finished for completion in self.completions])
+        kl = ((self.log_prob - self.reference_log_prob) * self.mask).sum(1)
+        return {
+            f"reward/{reward}": self.terminal[finished].mean().item() if finished.any() else math.nan,
+            "reward/terminal": self.terminal.mean().item(),
+            "elbo": (self.terminal - kl_coef * kl).mean().item(),
+            "kl": kl.mean().item(),
+            "entropy": masked_mean(self.entropy, self.mask),
+            "rationale_length": sum(map(len, self.actions)) / len(self.actions),
+            "finished": finished.float().mean().item(),
+        }
+
+    def assert_anchor(self, dtype: torch.dtype) -> None:
+        """Check that Q is still θ, as before the first update.
+
+        Raises:
+            RuntimeError: if log Q and log P_θ of the same tokens differ by more than rounding in ``dtype``.
+        """
+        difference = ((self.log_prob - self.reference_log_prob) * self.mask).abs().max().item()
+        tolerance = STEP_ZERO_TOLERANCE[dtype]
+        if not difference <= tolerance:
+            raise RuntimeError(
+                f"at step 0 log Q and log P_θ differ by {difference:.2e} (> {tolerance:.0e}): θ is not the model that ψ starts from"
+            )
+
+
+def actions_and_forced(
+    problems: Sequence[dict[str, Any]],
+    completions: Sequence[Completion],
+    reward: TerminalReward,
+    template: RationaleTemplate,
+    boundary_is_action: bool,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Tokens of each completion that are the policy's actions, and those that are scored behind them."""
+    actions = [reward.actions(completion) for completion in completions]
+    forced = [reward.forced(p, c, template) for p, c in zip(problems, completions, strict=True)]
+    if not boundary_is_action:
+        for i, completion in enumerate(completions):
+            start = template.boundary_start(actions[i]) if completion.finished else len(actions[i])
+            actions[i], forced[i] = actions[i][:start], [*actions[i][start:], *forced[i]]
+    return actions, forced
+
+
+def pad(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of different lengths as (B, T), padded with zeros; T is at least 1."""
+    padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return padded if padded.shape[1] else nn.functional.pad(padded, (0, 1))
