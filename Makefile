@@ -42,7 +42,7 @@ plan: .venv/.installed  ## its stages and an estimate of its cost, without runni
 lab: .venv/.installed  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-lint: .venv/.installed-dev  ## ruff, also over the notebooks, and no outputs in them
+lint: .venv/.installed-dev  ## ruff, also over the notebooks; functions say their types; no outputs in notebooks
 	$(BIN)/ruff check .
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 

@@ -57,7 +57,7 @@ def summary(rows: Sequence[dict[str, Any]], params: EvalParams) -> dict[str, flo
 def _means(prefix: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     likelihoods = [row["logp_answer"] for row in rows if row["logp_answer"] is not None]
     return {
-        f"{prefix}/rationale_length": sum(row["num_tokens"] for row in rows) / len(rows),
+        f"{prefix}/tokens": sum(row["num_tokens"] for row in rows) / len(rows),
         f"{prefix}/finished": sum(row["finished"] for row in rows) / len(rows),
         f"{prefix}/logp_answer": sum(likelihoods) / len(likelihoods) if likelihoods else float("nan"),
     }

@@ -1,6 +1,6 @@
-"""Tables of a run about what it cost and how good its rationales are, from the records of its stages."""
+"""Tables of a run: greedy answers compared, what it cost and how good its rationales are, from what its stages left."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +10,43 @@ from brite_lib.forecast import number_of_problems, passes, rationales_per_proble
 from brite_lib.params import StageParams, method_order
 from brite_lib.quality import perplexity
 from brite_lib.stages import SECTIONS
-from brite_lib.tables import read_rationales
+from brite_lib.stats import mcnemar
+from brite_lib.tables import read_predictions, read_rationales
 
 if TYPE_CHECKING:
     from brite_lib.report import Run
 
 UNITS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
 SHARES = {"repeated_4grams": "repeated %", "answer_leak": "leaks %", "agreement": "agrees %"}
+
+
+def one_answer_table(run: "Run", pairs: Sequence[tuple[str, str, str]]) -> pd.DataFrame:
+    """Greedy answers of two methods to the same problems by McNemar's exact test, where the run has one seed; empty if it has several.
+
+    The test is over problems and knows nothing of training again; for that there is :func:`brite_lib.report.difference_table`.
+
+    Args:
+        run: the run.
+        pairs: (a, b, what the difference tells); a pair of which a method is missing is left out.
+    """
+    table: list[dict[str, Any]] = []
+    if len({record["seed"] for record in run.records.values()}) > 1:
+        return pd.DataFrame(table)
+    verdicts: dict[tuple[str, str], dict[str, bool]] = {}
+    for key, record in run.evaluations.items():
+        rows = read_predictions(run.dir / key / "predictions.parquet")
+        greedy = {row["id"]: row["correct"] is True for row in rows if row["temperature"] == 0}
+        verdicts[record["params"]["benchmark"], record["params"]["method"]] = greedy
+    for benchmark in dict.fromkeys(benchmark for benchmark, _ in verdicts):
+        for a, b, meaning in pairs:
+            first, second = verdicts.get((benchmark, a), {}), verdicts.get((benchmark, b), {})
+            if not (both := sorted(first.keys() & second.keys())):
+                continue
+            test = mcnemar([first[name] for name in both], [second[name] for name in both])
+            row = {"benchmark": benchmark, "difference": f"{a} − {b}", "what it is": meaning}
+            row |= {"points": round(100 * (test.only_a - test.only_b) / len(both), 1), "problems": len(both)}
+            table.append(row | {"right only by the first": test.only_a, "only by the second": test.only_b, "p": round(test.p_value, 4)})
+    return pd.DataFrame(table)
 
 
 def cost_table(run: "Run") -> pd.DataFrame:

@@ -87,7 +87,7 @@ def test_summary_worked_by_hand():
     metrics = summary(rows, EvalParams.parse(SETTINGS))
     assert metrics["pass@1"] == pytest.approx(1 / 3) and metrics["pass@1/low"] <= 1 / 3 <= metrics["pass@1/high"]
     assert (metrics["maj@3"], metrics["greedy"]) == (0.5, 0.5)
-    assert metrics["sampled/rationale_length"] == 4 and metrics["sampled/finished"] == pytest.approx(5 / 6)
+    assert metrics["sampled/tokens"] == 4 and metrics["sampled/finished"] == pytest.approx(5 / 6)
     assert metrics["sampled/logp_answer"] == pytest.approx(-8 / 5)  # greedy ones and the unfinished one are not in it
     only_greedy = summary(rows[6:], EvalParams.parse(SETTINGS))
     assert only_greedy == {"greedy": 0.5, "not_judged": 0.0}

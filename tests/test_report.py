@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+import scipy.stats
 from test_results import write_stage
 
 from brite_lib import report
@@ -115,6 +116,20 @@ def test_one_seed_has_no_interval_of_differences(tmp_path):
     assert set(report.result_table(run)["interval is"]) == {"bootstrap over problems", "Wilson over problems"}
     assert report.difference_table(run)["95 % interval"].tolist() == ["none (one seed)"]
     assert report.difference_table(run, pairs=[("brite", "grpo", "")]).empty
+
+
+def test_greedy_answers_of_one_seed_are_compared_problem_by_problem(tmp_path):
+    write_toy_run(tmp_path / "run", problems=40)
+    run = report.load_run(tmp_path / "run")
+    greedy = {row["method"]: row["mean"] for row in run.rows if row["metric"] == "greedy"}
+    (row,) = report.one_answer_table(run, report.DIFFERENCES).to_dict("records")
+    first, second = row["right only by the first"], row["only by the second"]
+    assert (row["difference"], row["problems"]) == ("brite − rs", 40) and first + second > 0
+    assert row["points"] == pytest.approx(100 * (greedy["brite"] - greedy["rs"])) == 100 * (first - second) / 40
+    assert row["p"] == pytest.approx(scipy.stats.binomtest(first, first + second).pvalue, abs=1e-4)
+    assert "McNemar" in report.write_html(run, {}, tmp_path / "report.html").read_text(encoding="utf-8")
+    write_toy_run(tmp_path / "several", seeds=2)
+    assert report.one_answer_table(report.load_run(tmp_path / "several"), report.DIFFERENCES).empty
 
 
 def test_costs_sampling_and_provenance(tmp_path):

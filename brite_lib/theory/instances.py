@@ -7,7 +7,7 @@ bound; S ``tight_once``, P ``tight_slope`` and G ``linear_rate`` satisfy its hyp
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.spatial.distance
@@ -161,7 +161,7 @@ def concave(seed: int, prompts: int = 3, size: int = 6, dimensions: int = 2, sta
     return Instance(np.array(features), verifier_evidence(evidence), rng.dirichlet(np.ones(prompts)), theta0, 0.0, np.array(base))
 
 
-def ridge(seed: int, fraction: float = 1.0, **settings) -> Instance:
+def ridge(seed: int, fraction: float = 1.0, **settings: Any) -> Instance:
     """A random instance whose ridge is ``fraction`` of diam²/4; from 1 on J is concave and the bound holds for every start."""
     plain = random_instance(seed, ridge=0.0, **settings)
     level = check_ridge(fraction) * sufficient_ridge(plain.features, plain.evidence)

@@ -64,6 +64,13 @@ pictures = report.figures(run)
 report.difference_table(run)
 
 # %% [markdown]
+# With one seed the greedy answers, one per problem, can still be compared, by McNemar's exact test. It is over problems, so it says
+# nothing about training again; p is not corrected for the number of rows.
+
+# %%
+report.one_answer_table(run, report.DIFFERENCES)
+
+# %% [markdown]
 # ## EM monitor
 #
 # Where stages measured it (`monitor_problems`): log P(y*|x, θ) and the ELBO on fixed held-out problems, after every update.

@@ -114,7 +114,8 @@ print(f"{len(problems)} training and {len(validation)} validation problems; boun
 #
 # Which settings make which method, whose gradient they follow in expectation, and where that leads a policy that
 # could be anything. $P_\theta = \pi_0$ is the initial model. Every row but the released code is tested against the
-# enumerated gradient of its objective.
+# enumerated gradient of its objective. GRPO's own paper has the KL as a term of the loss and divides each completion's loss by its
+# length; here both are as in the other rows, so that its objective can be written down.
 
 # %%
 pd.set_option("display.max_colwidth", None)
