@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from httpx import HTTPError
+from huggingface_hub import get_session, hf_hub_download, hf_hub_url, snapshot_download, try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -19,6 +20,7 @@ from brite_lib.files import atomic_directory
 from brite_lib.params import LoraParams, is_path, resolve_path
 from brite_lib.template import RationaleTemplate
 
+HUB_SECONDS = 5.0  # for the hub to answer, where an answer is not needed
 
 def pick_device(device: str = "auto") -> torch.device:
     """The device a name means; ``auto`` prefers CUDA, then Apple's MPS, then the CPU.
@@ -132,13 +134,26 @@ def empty_model(name_or_path: str | Path, dtype: str = "float32") -> nn.Module:
     Raises:
         InputError: if there is no configuration that can be read.
     """
-    local = resolve_path(name_or_path)
     try:
-        config = AutoConfig.from_pretrained(str(local) if local.is_dir() else str(name_or_path), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(_config_file(str(name_or_path)), trust_remote_code=False)
+    except HTTPError as error:
+        raise InputError(f"model: {name_or_path}: its config.json is not in the cache and the hub is out of reach ({error})") from None
     except (OSError, ValueError) as error:
         raise InputError(f"model: {name_or_path}: its config.json cannot be read: {str(error).splitlines()[0].rstrip('.')}") from None
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+
+
+def _config_file(name: str) -> str:
+    """A model's directory, or the ``config.json`` of a hub's, with one short try: huggingface_hub goes on trying for half a minute."""
+    local = resolve_path(name)
+    if local.is_dir():
+        return str(local)
+    cached = try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        return cached
+    get_session().head(hf_hub_url(name, "config.json"), timeout=HUB_SECONDS)
+    return hf_hub_download(name, "config.json")
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import enumerable
+import httpx
 import pytest
 import torch
 from real_model import build_qwen2
@@ -270,3 +271,24 @@ def test_without_the_models_configuration_tokens_are_still_foretold(tmp_path):
     forecasts = [forecaster.of(spec) for spec in stages]
     assert forecasts[0].tokens_generated == 30 * 5 * 40 and forecasts[0].flops is None
     assert len(forecaster.notes) == 1 and forecaster.notes[0].endswith("FLOPs and memory are not known")
+
+
+def test_a_hub_out_of_reach_is_tried_once(tmp_path, monkeypatch):
+    tried = []
+
+    class Session:
+        def head(self, url, **options):
+            tried.append(url)
+            raise httpx.ConnectError("Name or service not known")
+
+    monkeypatch.setattr("brite_lib.models.get_session", Session)
+    monkeypatch.setattr("brite_lib.models.try_to_load_from_cache", lambda *name: None)
+    experiment = Experiment.parse({**EXPERIMENT, "model": "nobody/nothing"}, where="")
+    stages = plan(experiment)
+    forecaster = Forecaster(experiment, stages)
+    assert [forecaster.of(spec).flops for spec in stages] == [None] * len(stages)
+    assert len(tried) == 1 and tried[0].endswith("nobody/nothing/resolve/main/config.json")
+    assert forecaster.notes == [
+        "model: nobody/nothing: its config.json is not in the cache and the hub is out of reach (Name or service not known); "
+        "FLOPs and memory are not known"
+    ]
