@@ -8,12 +8,13 @@ come from tokens per second, stated or measured on finished stages of the same k
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from brite_lib.benchmarks import published_split
 from brite_lib.costs import ModelCost
 from brite_lib.errors import InputError
-from brite_lib.memory import GIB, Memory, check_fit, critic_of, ghost, stage_memory
+from brite_lib.memory import ALONE, GIB, Memory, Sharing, after_training, check_fit, critic_of, ghost, stage_memory
 from brite_lib.params import (
     DpoParams,
     DrrParams,
@@ -26,9 +27,12 @@ from brite_lib.params import (
     RejectionParams,
     StageParams,
     ThetaParams,
+    TrainingStageParams,
     is_path,
     is_toy,
+    resolve_path,
 )
+from brite_lib.params.training import read_accelerate_config
 from brite_lib.records import read_record
 from brite_lib.stages import StageSpec
 
@@ -46,13 +50,14 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True)
 class Forecast:
-    """Upper bounds of one stage; None where something is not known."""
+    """Upper bounds of one stage; None where something is not known. ``memory`` is that of each of its ``processes``."""
 
     tokens_generated: int
     tokens_trained: int
     flops: int | None = None
     seconds: float | None = None
     memory: Memory | None = None
+    processes: int = 1
 
 
 def passes(params: StageParams, problems: int, per_problem: int = 1) -> list[Pass]:
@@ -165,15 +170,21 @@ class Forecaster:
         stages: its plan.
         tokens_per_second: generated and trained, of any stage; None: as measured on its finished stages of the same kind.
         gpu: bytes of the GPU, None if there is none: then float32 is assumed where ``dtype`` is auto.
+        gpus: how many there are of it; None: as many as the stages ask for.
 
     Attributes:
         notes: sentences about what is not known.
     """
 
     def __init__(
-        self, experiment: Experiment, stages: Sequence[StageSpec], tokens_per_second: float | None = None, gpu: float | None = None
+        self,
+        experiment: Experiment,
+        stages: Sequence[StageSpec],
+        tokens_per_second: float | None = None,
+        gpu: float | None = None,
+        gpus: int | None = None,
     ):
-        self.experiment, self.stages, self.tokens_per_second, self.gpu = experiment, stages, tokens_per_second, gpu
+        self.experiment, self.stages, self.tokens_per_second, self.gpu, self.gpus = experiment, stages, tokens_per_second, gpu, gpus
         self.notes: list[str] = []
         self._models: dict[Any, Any] = {}
         self._prompts: dict[tuple[str, str], tuple[int, int]] = {}
@@ -183,9 +194,10 @@ class Forecaster:
         """The forecast of one stage; None if the number of its problems is not known.
 
         Raises:
-            InputError: one sentence, if the stage can't fit on the GPU.
+            InputError: one sentence, if the stage can't fit on the GPU, or asks for more GPUs than there are.
         """
         params = spec.params
+        sharing = self._sharing(spec)
         if isinstance(params, HarnessParams):
             return None
         if not isinstance(params, ModelStageParams):
@@ -199,17 +211,34 @@ class Forecaster:
         seconds = (generated + trained) / rate if rate else None
         model = self._model(params)
         if model is None:
-            return Forecast(generated, trained, None, seconds)
+            return Forecast(generated, trained, None, seconds, processes=sharing.processes)
         mean, longest = self._prompt_tokens(params)
         flops = flops_bound(found, ModelCost.of(model, critic_of(params, model)), mean)
         most = max((p.sequences for p in found if p.kind == "sample"), default=0)
         if getattr(params, "engine", "hf") == "vllm":
             most = 0  # its cache takes what is free
         tokens = longest + params.max_rationale_tokens + params.max_answer_tokens
-        memory = stage_memory(params, model, tokens, min(most, params.batch_size))
+        need = partial(stage_memory, params, model, tokens, min(most, params.batch_size))
+        memory = need(sharing)
         if self.gpu is not None and params.device != "cpu":
-            check_fit(spec.key, params, memory, self.gpu)
-        return Forecast(generated, trained, flops, seconds, memory)
+            check_fit(spec.key, params, memory, self.gpu, need if isinstance(params, TrainingStageParams) else None)
+        if sharing != ALONE:
+            afterwards = after_training(need())
+            if self.gpu is not None and params.device != "cpu":
+                check_fit(f"{spec.key}: after training, the notebook's own process", params, afterwards, self.gpu)
+            memory = max(memory, afterwards, key=lambda memory: memory.total)
+        return Forecast(generated, trained, flops, seconds, memory, sharing.processes)
+
+    def _sharing(self, spec: StageSpec) -> Sharing:
+        params = spec.params
+        if not isinstance(params, TrainingStageParams):
+            return ALONE
+        own = {} if params.accelerate_config == "auto" else read_accelerate_config(resolve_path(params.accelerate_config))
+        there = None if self.gpus is None else self.gpus * own.get("num_machines", 1)
+        processes = params.processes if params.processes != "auto" else there or 1
+        if there is not None and params.device != "cpu" and processes > there:
+            raise InputError(f"{spec.key}: processes: {processes} are more than the {there} GPUs there are; set it to {there}, or to auto")
+        return Sharing(processes, own.get("distributed_type") == "FSDP")
 
     def _model(self, params: ModelStageParams) -> Any:
         lora, dtype = getattr(params, "lora", None), params.dtype
@@ -264,11 +293,13 @@ def finished(spec: StageSpec) -> dict[str, Any] | None:
         return None
 
 
-def gpu_found() -> int | None:
-    """Bytes of the first CUDA device, None if there is none."""
+def gpus_found() -> tuple[int | None, int | None]:
+    """Bytes of the first CUDA device, and how many there are; None, None without any."""
     import torch
 
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return None, None
+    return torch.cuda.get_device_properties(0).total_memory, torch.cuda.device_count()
 
 
 def total(forecasts: Sequence[Forecast]) -> Forecast:
@@ -292,10 +323,16 @@ def bound_cells(forecast: Forecast | None) -> tuple[str, ...]:
 
 def memory_rows(forecasts: dict[str, Forecast | None]) -> list[tuple[str, ...]]:
     """A table of what makes up the memory, by kind of stage; empty if none is known."""
-    known = {kind: forecast.memory for kind, forecast in forecasts.items() if forecast and forecast.memory}
-    rows = [(kind, *(gib(size) for size in (*vars(memory).values(), memory.total))) for kind, memory in known.items()]
-    names = [field.name.replace("_", " ") for field in fields(Memory)]
-    return [("memory, GiB", *names, "peak"), *rows] if rows else []
+    known = {kind: forecast for kind, forecast in forecasts.items() if forecast and forecast.memory}
+    parts = [field.name for field in fields(Memory) if any(getattr(forecast.memory, field.name) for forecast in known.values())]
+    rows = [
+        (
+            kind if forecast.processes == 1 else f"{kind}, each of {forecast.processes} GPUs",
+            *(gib(size) for size in (*(getattr(forecast.memory, part) for part in parts), forecast.memory.total)),
+        )
+        for kind, forecast in known.items()
+    ]
+    return [("memory, GiB", *(part.replace("_", " ") for part in parts), "peak"), *rows] if rows else []
 
 
 def actual_rows(forecasts: Sequence[tuple[StageSpec, Forecast | None]]) -> list[tuple[str, ...]]:

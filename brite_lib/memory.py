@@ -3,10 +3,15 @@
 Weights, frozen copies, adapters, critic, gradients and AdamW's moments, and the KV cache are exact counts of bytes. Activations are what
 autograd saves in a forward pass of that model, per token (fused attention is assumed: what grows with the square of the length is left
 out); those of a pass without gradients are taken as one layer's. A GPU needs a share more (:data:`SPARE`) for CUDA's context,
-workspaces and fragmentation. One process with a whole copy of the model, and generation by Hugging Face, are assumed.
+workspaces and fragmentation. Generation by Hugging Face is assumed.
+
+Of several processes each has a GPU: DDP repeats everything on all of them; FSDP2 divides weights, gradients and moments, and has one
+layer together while it computes and the next one on its way. Each reads the whole model before it is divided.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from brite_lib.errors import InputError
@@ -18,12 +23,24 @@ if TYPE_CHECKING:
 GIB = 2**30
 SPARE = 0.08  # of a GPU
 LEARNERS = (PsiParams, ThetaParams, DpoParams)  # their parameters have lora and micro_batch_size
+FSDP2 = "params/accelerate/fsdp2.yaml"
 FLOAT_COPIES = 6  # of a chunk of logits in float32, with its softmax and gradients; the rows of a step of generation have fewer
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """How many processes train together, each on a GPU of its own; ``sharded``: with FSDP2, else each has all."""
+
+    processes: int = 1
+    sharded: bool = False
+
+
+ALONE = Sharing()
+
+
+@dataclass(frozen=True)
 class Memory:
-    """Bytes of one stage; ``training`` and ``scoring`` are activations with and without gradients."""
+    """Bytes of one stage on each GPU; ``training`` and ``scoring`` are activations with and without gradients."""
 
     weights: int
     frozen_copy: int
@@ -34,16 +51,18 @@ class Memory:
     logits: int
     training: int
     scoring: int
+    exchange: int = 0  # buffers between processes: DDP's buckets of gradients, FSDP2's whole layers with their gradients
+    loading: int = 0  # what is whole before FSDP2 divides it
 
     @property
     def standing(self) -> int:
         """What is there all the time."""
-        return self.weights + self.frozen_copy + self.adapters + self.critic + self.optimizer + self.logits
+        return self.weights + self.frozen_copy + self.adapters + self.critic + self.optimizer + self.logits + self.exchange
 
     @property
     def total(self) -> int:
-        """The peak: sampling, scoring and training follow each other."""
-        return self.standing + max(self.kv_cache, self.training, self.scoring)
+        """The peak: loading, sampling, scoring and training follow each other."""
+        return max(self.loading, self.standing + max(self.kv_cache, self.training, self.scoring))
 
 
 def ghost(name: str, lora: LoraParams | None = None, dtype: str = "bfloat16") -> "nn.Module":
@@ -63,14 +82,15 @@ def ghost(name: str, lora: LoraParams | None = None, dtype: str = "bfloat16") ->
     return attach_lora(model, lora) if lora else model
 
 
-def stage_memory(params: ModelStageParams, model: "nn.Module", tokens: int, sampled_at_once: int) -> Memory:
-    """The memory of a stage.
+def stage_memory(params: ModelStageParams, model: "nn.Module", tokens: int, sampled_at_once: int, sharing: Sharing = ALONE) -> Memory:
+    """The memory of a stage, on each GPU.
 
     Args:
         params: its parameters.
         model: as :func:`ghost` makes it with the stage's ``lora``.
         tokens: the longest sequence, prompt included.
         sampled_at_once: sequences that are generated together; 0: the stage generates none.
+        sharing: of those that train.
     """
     from brite_lib.likelihood import MAX_LOGITS
 
@@ -86,7 +106,7 @@ def stage_memory(params: ModelStageParams, model: "nn.Module", tokens: int, samp
     per_token = activation_bytes_per_token(model)
     micro = min(params.micro_batch_size, getattr(params, "train_batch_size", params.micro_batch_size)) if _trains(params) else 0
     chunk = min(MAX_LOGITS, batch * tokens * vocabulary)
-    return Memory(
+    alone = Memory(
         weights=weights,
         frozen_copy=weights if copies else 0,
         adapters=trained if lora else 0,
@@ -97,6 +117,45 @@ def stage_memory(params: ModelStageParams, model: "nn.Module", tokens: int, samp
         training=round(micro * tokens * per_token),
         scoring=round(batch * tokens * per_token / layers),
     )
+    return _divided(alone, model, isinstance(params, DpoParams), sharing) if _trains(params) else alone
+
+
+def after_training(memory: Memory) -> Memory:
+    """Of the notebook's process when the others have trained: it has the whole model, no gradients and no moments.
+
+    Args:
+        memory: as :func:`stage_memory` gives it for one process.
+    """
+    return replace(memory, critic=memory.critic // 4, optimizer=0, training=0)
+
+
+def _divided(alone: Memory, model: "nn.Module", copy_too: bool, sharing: Sharing) -> Memory:
+    """What each of several processes has; ``copy_too``: TRL divides DPO's frozen model too, while ψ-PPO's is scored whole."""
+    gradients = alone.critic // 4 + alone.optimizer // 3
+    if not sharing.sharded:
+        return replace(alone, exchange=gradients if sharing.processes > 1 else 0)
+
+    def share(size: int) -> int:
+        return -(-size // sharing.processes)
+
+    whole, trained = (_gathered(model, only) + alone.critic // 4 for only in (False, True))
+    return replace(
+        alone,
+        weights=share(alone.weights),
+        frozen_copy=share(alone.frozen_copy) if copy_too else alone.frozen_copy,
+        adapters=share(alone.adapters),
+        critic=share(alone.critic),
+        optimizer=share(alone.optimizer),
+        exchange=whole + trained,
+        loading=alone.weights + alone.frozen_copy + alone.adapters + alone.critic // 4,
+    )
+
+
+def _gathered(model: "nn.Module", trained: bool) -> int:
+    """Bytes that FSDP2 has whole at a time: a layer, the next one, and what stands outside the layers."""
+    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    layers = [_bytes(module, trained) for module in model.modules() if type(module).__name__ in names]
+    return _bytes(model, trained) - sum(layers) + 2 * max(layers)
 
 
 def critic_of(params: ModelStageParams, model: "nn.Module") -> "nn.Module | None":
@@ -111,20 +170,24 @@ def critic_of(params: ModelStageParams, model: "nn.Module") -> "nn.Module | None
         return PolicyWithCritic(model, use_critic=True).value_head
 
 
-def check_fit(stage: str, params: ModelStageParams, memory: Memory, gpu: float) -> None:
-    """Refuse a stage that a GPU of ``gpu`` bytes can't hold.
+def check_fit(stage: str, params: ModelStageParams, memory: Memory, gpu: float, shared: Callable[[Sharing], Memory] | None = None) -> None:
+    """Refuse a stage that GPUs of ``gpu`` bytes can't hold.
+
+    Args:
+        memory: on each of them.
+        shared: the memory under another sharing, for a stage that can have one.
 
     Raises:
         InputError: one sentence that says which setting to change, and to what.
     """
-    room = (1 - SPARE) * gpu - memory.standing
-    if memory.total <= memory.standing + room:
+    usable = (1 - SPARE) * gpu
+    if memory.total <= usable:
         return
     parts = sorted(((size, name) for name, size in vars(memory).items()), reverse=True)[:2]
     largest = " and ".join(f"{size / GIB:.1f} of {name.replace('_', ' ')}" for size, name in parts)
     raise InputError(
-        f"{stage}: needs about {memory.total / GIB:.1f} GiB ({largest}), more than the {(1 - SPARE) * gpu / GIB:.1f} GiB that can be used "
-        f"of a GPU with {gpu / GIB:.1f} GiB; {_advice(params, memory, room)}"
+        f"{stage}: needs about {memory.total / GIB:.1f} GiB ({largest}), more than the {usable / GIB:.1f} GiB that can be used "
+        f"of a GPU with {gpu / GIB:.1f} GiB; {_advice(params, memory, usable, shared)}"
     )
 
 
@@ -136,6 +199,7 @@ def kv_bytes_per_token(model: "nn.Module") -> int:
     return 2 * text.num_hidden_layers * heads * size * model.get_input_embeddings().weight.element_size()
 
 
+@lru_cache(maxsize=4)
 def activation_bytes_per_token(model: "nn.Module", tokens: int = 64) -> float:
     """Bytes that autograd saves per token in a forward pass through the decoder, the part that grows with the square left out.
 
@@ -176,14 +240,27 @@ def _bytes(model: "nn.Module", trained: bool = False) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad or not trained)
 
 
-def _advice(params: ModelStageParams, memory: Memory, room: float) -> str:
-    if room <= 0:
+def _advice(params: ModelStageParams, memory: Memory, usable: float, shared: Callable[[Sharing], Memory] | None) -> str:
+    room = usable - memory.standing
+    if room <= 0 or memory.loading > usable:
+        advice = []
         if isinstance(params, LEARNERS) and params.lora is None:
-            return "set lora: {r: 32, alpha: 128}, so that only adapters are trained"
-        return "set dtype: bfloat16" if params.dtype == "float32" else "use a smaller model or a larger GPU"
+            advice.append("lora: {r: 32, alpha: 128}, so that only adapters are trained")
+        if shared and (enough := _enough(params, usable, shared)):
+            processes = f"processes: {enough} with " if enough != params.processes else ""
+            advice.append(f"{processes}accelerate_config: {FSDP2}, so that GPUs divide the weights")
+        if not advice and params.dtype == "float32":
+            advice.append("dtype: bfloat16")
+        return "set " + ", or ".join(advice) if advice else "use a smaller model or a larger GPU"
     for setting, size in (("micro_batch_size", memory.training), ("batch_size", max(memory.kv_cache, memory.scoring))):
         if size > room:
             now = getattr(params, setting)
             fits = int(now * room / size)
             return f"set {setting} to {fits} (it is {now})" if fits else "lower max_rationale_tokens"
     raise AssertionError("a stage that fits needs no advice")
+
+
+def _enough(params: ModelStageParams, usable: float, shared: Callable[[Sharing], Memory]) -> int | None:
+    """The fewest processes that have room when FSDP2 divides the model, None if up to 64 have none."""
+    at_least = params.processes if params.processes != "auto" else 1
+    return next((n for n in (2, 4, 8, 16, 32, 64) if n >= at_least and shared(Sharing(n, sharded=True)).total <= usable), None)

@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     measured = "with --plan: generated and trained; default: as measured on finished stages"
     parser.add_argument("--tokens-per-second", type=float, help=measured)
     parser.add_argument("--gpu-memory-gib", type=float, help="with --plan: of the GPU to plan for; default: of the one found")
+    parser.add_argument("--gpus", type=int, help="with --plan: how many of them; default: those found, or as many as the stages ask for")
     arguments, snakemake_options = parser.parse_known_args(argv)
     try:
         experiment = load_experiment(arguments.experiment)
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         on_cluster = runs_on_cluster(arguments.profile, snakemake_options, submits=not RUNS_NOTHING & set(snakemake_options))
         check_data(stages, hub=not arguments.plan)
         if arguments.plan:
-            print_plan(experiment, stages, arguments.tokens_per_second, arguments.gpu_memory_gib)
+            print_plan(experiment, stages, arguments.tokens_per_second, arguments.gpu_memory_gib, arguments.gpus)
             return 0
         if experiment.harness_tasks:
             require_harness()
@@ -149,17 +150,21 @@ def _open_lock(run_dir: Path) -> TextIO:
 
 
 def print_plan(
-    experiment: Experiment, stages: list[StageSpec], tokens_per_second: float | None = None, gpu_memory_gib: float | None = None
+    experiment: Experiment,
+    stages: list[StageSpec],
+    tokens_per_second: float | None = None,
+    gpu_memory_gib: float | None = None,
+    gpus: int | None = None,
 ) -> None:
     """The stages, what they read, upper bounds of their cost and their memory on a GPU; of finished stages also what they took.
 
     Raises:
-        InputError: one sentence, if a stage can't fit on the GPU found or stated.
+        InputError: one sentence, if a stage can't fit on the GPU found or stated, or asks for more GPUs than there are.
     """
     from brite_lib import forecast
 
-    gpu = forecast.GIB * gpu_memory_gib if gpu_memory_gib else forecast.gpu_found()
-    forecaster = forecast.Forecaster(experiment, stages, tokens_per_second, gpu)
+    gpu, found = (forecast.GIB * gpu_memory_gib, None) if gpu_memory_gib else forecast.gpus_found()
+    forecaster = forecast.Forecaster(experiment, stages, tokens_per_second, gpu, gpus or found)
     rows = [("stage", "notebook", "reads", "state", "tokens generated ≤", "trained ≤", "FLOPs ≤", "seconds", "GiB")]
     predicted = {spec.key: forecaster.of(spec) for spec in stages}
     known = [bounds for bounds in predicted.values() if bounds is not None]
@@ -168,8 +173,8 @@ def print_plan(
         rows.append((spec.key, spec.notebook.name, ", ".join(spec.inputs), _state(spec), *cells))
     rows.append(("total", "", "", "", *forecast.bound_cells(forecast.total(known))))
     print_table(rows)
-    if gpu and (seconds := forecast.total(known).seconds):
-        print(f"GPU-hours: {seconds / 3600:,.1f}, with one GPU for a stage")
+    if gpu and forecast.total(known).seconds:
+        print(f"GPU-hours: {sum((bounds.seconds or 0) * bounds.processes for bounds in known) / 3600:,.1f}")
     if len(known) < len(stages):
         forecaster.notes.append(
             "stages marked ? are not in the total; set train_limit and test_limit where the number of problems is not known"

@@ -9,6 +9,9 @@ import httpx
 import pytest
 import torch
 from real_model import build_qwen2
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config
 
 from brite_lib import run
@@ -16,7 +19,17 @@ from brite_lib.agent import PolicyWithCritic
 from brite_lib.costs import ModelCost
 from brite_lib.errors import InputError
 from brite_lib.forecast import Forecaster, Pass, flops_bound, number_of_problems, passes, rationales_per_problem, token_bounds
-from brite_lib.memory import GIB, Memory, activation_bytes_per_token, check_fit, ghost, stage_memory
+from brite_lib.memory import (
+    ALONE,
+    GIB,
+    Memory,
+    Sharing,
+    activation_bytes_per_token,
+    after_training,
+    check_fit,
+    ghost,
+    stage_memory,
+)
 from brite_lib.models import attach_lora
 from brite_lib.params import (
     PROJECT_ROOT,
@@ -208,6 +221,84 @@ def test_a_stage_that_cannot_fit_is_refused_with_a_setting_that_makes_it_fit(sev
     check_fit("eval", small, need(small, whole), 24 * GIB)
 
 
+LAYER = 2 * (2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18944 + 3584 + 2 * 512 + 2 * 3584)  # in bytes, with biases of q, k, v and norms
+OUTSIDE = 2 * (2 * 152064 * 3584 + 3584)  # embeddings, output layer and last norm of Qwen2.5-7B
+
+
+def test_seven_billion_parameters_on_eight_gpus_by_hand(seven_billion):
+    model, all_weights = ghost(seven_billion), 28 * LAYER + OUTSIDE
+
+    def on_eight(params, sharded: bool) -> Memory:
+        return stage_memory(params, model, tokens=512, sampled_at_once=16, sharing=Sharing(8, sharded))
+
+    alone = stage_memory(PsiParams(advantage="gae"), model, tokens=512, sampled_at_once=16)
+    critic = 4 * (3584 * 3584 + 3584 + 3584 + 1)  # float32: two layers, the first with a bias of its width
+    assert alone.critic == 4 * critic and alone.weights == alone.frozen_copy == all_weights
+    ddp = on_eight(PsiParams(advantage="gae"), sharded=False)
+    assert ddp == replace(alone, exchange=all_weights + critic)  # all of it on every GPU, and DDP's buckets of gradients
+    psi, dpo, theta = (on_eight(params, sharded=True) for params in (PsiParams(advantage="gae"), DpoParams(), ThetaParams()))
+    whole = OUTSIDE + 2 * LAYER
+    assert (psi.weights, psi.optimizer) == (all_weights / 8, 3 * all_weights / 8) and psi.critic == -(-4 * critic // 8)
+    assert psi.exchange == 2 * (whole + critic) and theta.exchange == 2 * whole
+    assert (psi.frozen_copy, dpo.frozen_copy, theta.frozen_copy) == (all_weights, all_weights / 8, 0)
+    assert (psi.kv_cache, psi.logits, psi.training, psi.scoring) == (alone.kv_cache, alone.logits, alone.training, alone.scoring)
+    assert (psi.loading, theta.loading, ddp.loading) == (2 * all_weights + critic, all_weights, 0)
+    assert theta.total == theta.standing + theta.training and psi.standing == sum(vars(psi).values()) - psi.loading - (
+        psi.kv_cache + psi.training + psi.scoring
+    )
+    assert after_training(alone).standing == 2 * all_weights + critic + alone.logits
+    sampling = EvalParams()
+    assert stage_memory(sampling, model, 512, 16, Sharing(8, sharded=True)) == stage_memory(sampling, model, 512, 16)
+
+
+def test_what_fsdp2_divides_and_gathers_is_what_torch_does(tmp_path):
+    """torch's own tracker, on one of four ranks of a group that exchanges nothing."""
+    shape = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6, "num_attention_heads": 4}
+    Qwen2Config(**shape, num_key_value_heads=2, tie_word_embeddings=False).save_pretrained(tmp_path)
+    model, meta = AutoModelForCausalLM.from_config(Qwen2Config.from_pretrained(tmp_path)), ghost(str(tmp_path), dtype="float32")
+    found = stage_memory(ThetaParams(device="cpu"), meta, tokens=8, sampled_at_once=0, sharing=Sharing(4, sharded=True))
+    torch.distributed.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
+    try:
+        for module in (*model.model.layers, model):
+            fully_shard(module)
+        optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+        tracker = FSDPMemTracker(model, optimizer)
+        ids, mask = torch.zeros((1, 8), dtype=torch.long), torch.zeros((1, 1, 8, 8))
+        for _ in range(2):  # the first step makes the moments
+            with tracker:
+                model(input_ids=ids, attention_mask=mask, use_cache=False).logits.sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            tracker.reset_mod_stats()
+        peak = {str(kind).rpartition(".")[2]: size for kind, size in tracker.get_tracker_snapshot("peak")[torch.device("cpu")].items()}
+    finally:
+        torch.distributed.destroy_process_group()
+    steps = 4 * len(optimizer.state)  # AdamW counts steps in a number per parameter
+    assert (peak["SHARDED_PARAM"], peak["OPT"] - steps) == (found.weights, 2 * found.weights)
+    assert peak["UNSHARDED_PARAM"] + peak["ALL_GATHER"] == found.exchange / 2
+    activations = peak["ACT"] + peak["INP"]
+    assert peak["Total"] - activations < found.standing - found.logits < 1.25 * (peak["Total"] - activations)
+
+
+def test_advice_of_what_to_share_makes_it_fit(seven_billion):
+    model = ghost(seven_billion)
+
+    def need(params):
+        return lambda sharing=ALONE: stage_memory(params, model, tokens=700, sampled_at_once=0, sharing=sharing)
+
+    theta = ThetaParams(micro_batch_size=1, batch_size=8)
+    with pytest.raises(InputError, match=r"; set lora: .*, or processes: 4 with accelerate_config: params/accelerate/fsdp2.yaml") as error:
+        check_fit("theta", theta, need(theta)(), 32 * GIB, need(theta))
+    assert str(error.value).endswith("fsdp2.yaml, so that GPUs divide the weights")
+    check_fit("theta", theta, need(theta)(Sharing(4, sharded=True)), 32 * GIB)
+    assert need(theta)(Sharing(2, sharded=True)).total > 0.92 * 32 * GIB
+    many = theta.model_copy(update={"processes": 4})
+    with pytest.raises(InputError, match=r", or accelerate_config: params/accelerate/fsdp2.yaml, so that GPUs divide the weights$"):
+        check_fit("theta", many, need(many)(Sharing(4)), 32 * GIB, need(many))
+    with pytest.raises(InputError, match="that only adapters are trained$"):  # reading the whole model needs more than that
+        check_fit("theta", theta, need(theta)(), 14 * GIB, need(theta))
+
+
 def test_the_documentations_table_of_memory(seven_billion):
     lora = LoraParams()
     rows = [line.strip("| ").split("|") for line in (PROJECT_ROOT / "docs/costs.md").read_text().splitlines() if "`micro_batch" in line]
@@ -254,6 +345,21 @@ def test_the_plan_of_an_experiment_and_what_it_took(tmp_path, capsys):
     assert "seed0/rs_sampling         3,000 (50 %)" in printed and "0.50 (process)" in printed
     forecast = Forecaster(experiment, stages).of(stages[0])
     assert forecast.seconds == 60.0  # 6,000 tokens at the 100 per second that the finished stage had
+
+
+def test_the_plan_of_a_stage_on_several_gpus(tmp_path, capsys):
+    settings = {"processes": 4, "train_batch_size": 8}
+    experiment = Experiment.parse({**EXPERIMENT, "model": str(PROJECT_ROOT / "assets/tiny-base"), "theta": settings}, where="")
+    stages = [replace(spec, directory=tmp_path / spec.key) for spec in plan(experiment)]
+    run.print_plan(experiment, stages, tokens_per_second=1.0, gpu_memory_gib=24, gpus=4)
+    printed = capsys.readouterr().out
+    assert "theta_sft, each of 4 GPUs" in printed and "rs_sampling  " in printed
+    forecaster = Forecaster(experiment, stages, tokens_per_second=1.0)
+    hours = sum(forecaster.of(spec).seconds * (4 if spec.kind == "theta_sft" else 1) for spec in stages) / 3600
+    assert f"GPU-hours: {hours:,.1f}\n" in printed
+    run.print_plan(experiment, stages, gpu_memory_gib=24)  # of an unknown number of them
+    with pytest.raises(InputError, match="^seed0/rs: processes: 4 are more than the 2 GPUs there are; set it to 2, or to auto$"):
+        run.print_plan(experiment, stages, gpu_memory_gib=24, gpus=2)
 
 
 def test_a_plan_that_cannot_fit_ends_in_a_sentence(capsys):
