@@ -23,13 +23,14 @@ from brite_lib.rollouts import generate
 SECONDS_BETWEEN_PICTURES = 1.0
 VALIDATIONS, VALIDATION_PROBLEMS = 10, 50  # of a run, at the most
 SHOWN = ("elbo", "kl", "entropy", "rationale_length", "finished", "explained_variance")
-WIDTH, HEIGHT = 150, 44  # of a curve, px
+WIDTH, HEIGHT, SCALE = 150, 44, 40  # of a curve and of the numbers beside it, px
 CSS = """
 .brite-live{font:12px/1.45 system-ui,sans-serif;max-width:62em}
 .brite-live .curves{display:flex;flex-wrap:wrap;gap:6px 22px;margin:6px 0}
 .brite-live figure{margin:0}
 .brite-live figcaption{opacity:.75}
 .brite-live figcaption b{opacity:1;font-variant-numeric:tabular-nums;float:right;margin-left:1em}
+.brite-live svg text{font-size:9px;fill:currentColor;opacity:.75}
 .brite-live table{font:inherit}
 .brite-live th{text-align:left;opacity:.75;font-weight:normal}
 .brite-live td{text-align:left;vertical-align:top;padding:2px 12px 2px 0;overflow-wrap:anywhere;white-space:pre-wrap}
@@ -128,7 +129,8 @@ def _curve(name: str, points: list[tuple[int, float]], steps: int) -> str:
     latest, spread = f"{points[-1][1]:.3g}", f"from {low:.3g} to {high:.3g}"
     return (
         f"<figure><figcaption>{escape(name)} <b>{latest}</b></figcaption>"
-        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{escape(name)}, now {latest}, {spread}"><title>{spread}</title>'
+        f'<svg width="{WIDTH + SCALE}" height="{HEIGHT}" role="img" aria-label="{escape(name)}, now {latest}, {spread}">'
+        f'<text x="{WIDTH + 4}" y="10">{high:.3g}</text><text x="{WIDTH + 4}" y="{HEIGHT - 3}">{low:.3g}</text>'
         f'<line x1="0" x2="{WIDTH}" y1="{HEIGHT - 1}" y2="{HEIGHT - 1}" stroke="currentColor" opacity=".25"/>'
         f'<polyline points="{path}" fill="none" stroke="#0173b2" stroke-width="1.5"/></svg></figure>'
     )

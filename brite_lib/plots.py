@@ -37,6 +37,7 @@ STYLE = {
 }
 PALETTE = sns.color_palette("colorblind")
 GREY = "#8c8c8c"
+STEPS_SEEN = 30  # more points than this in a small panel are a blur
 STYLE_COLOURS = dict(zip((*STYLES, "other", "unfinished"), (PALETTE[0], PALETTE[1], PALETTE[4], GREY, "#cccccc"), strict=True))
 
 
@@ -77,10 +78,13 @@ def training_curves(
         title: above the panels.
         path: also save a PNG there.
 
-    A later round of a method has the colour of the first, darker and dashed.
+    A later round of a method has the colour of the first, darker and dashed. Of long runs a faint line has every step, and a
+    bold one the mean of so many as the title says: single batches are noise.
     """
     groups = paths if isinstance(paths, Mapping) else {"": [paths] if isinstance(paths, str | Path) else paths}
-    lines = [(label, line) for label, files in groups.items() for file in files for line in read_metrics(file)]
+    logs = [(label, read_metrics(file)) for label, files in groups.items() for file in files]
+    window = max(1, max((len(log) for _, log in logs), default=0) // STEPS_SEEN)
+    lines = [(label, number, line) for number, (label, log) in enumerate(logs) for line in log]
     methods = list(dict.fromkeys(label.partition("_round")[0] for label in groups))
     apart = len(names) == 1 and len(methods) > 3  # in one panel they would hide each other
     panels = [(names[0], method) for method in methods] if apart else [(name, "") for name in names]
@@ -88,12 +92,17 @@ def training_curves(
     colours = {label: _of_round(label, PALETTE[i % 10]) for i, label in enumerate(groups)}
     dashes = {label: ("", (4, 1.5), (1, 1))[min(method_order(label)[1], 3) - 1] for label in groups}
     for ax, (name, method) in zip(axes, panels, strict=True):
-        here = [(label, line) for label, line in lines if line.get(name) is not None and method in ("", label.partition("_round")[0])]
-        logged = [{"run": label, "step": line["step"], "value": line[name]} for label, line in here]
+        here = [one for one in lines if one[2].get(name) is not None and method in ("", one[0].partition("_round")[0])]
+        logged = [{"run": label, "file": number, "step": line["step"], "value": line[name]} for label, number, line in here]
         ax.set_title(f"{name}, {method}" if method else name)
         if logged:
-            style = {"hue": "run", "palette": colours, "style": "run", "dashes": dashes, "legend": False}
-            sns.lineplot(pd.DataFrame(logged), x="step", y="value", errorbar=("pi", 100), ax=ax, **style)
+            table = pd.DataFrame(logged)
+            style = {"hue": "run", "palette": colours, "style": "run", "dashes": dashes, "legend": False, "ax": ax}
+            if window > 1:
+                sns.lineplot(table, x="step", y="value", **style, errorbar=None, alpha=0.3, linewidth=0.8)
+                means = table.groupby("file")["value"].rolling(window, min_periods=1, center=True).mean()
+                table["value"] = means.droplevel("file")
+            sns.lineplot(table, x="step", y="value", **style, errorbar=("pi", 100))
             ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         else:
             ax.text(0.5, 0.5, "not logged", color=GREY, ha="center", va="center", transform=ax.transAxes)
@@ -101,7 +110,7 @@ def training_curves(
         ax.set(xlabel="step" if ax.get_subplotspec().is_last_row() else "", ylabel="")
     if len(groups) > 1:
         _legend(figure, {label: Line2D([], [], color=colours[label], dashes=dashes[label] or (None, None)) for label in groups})
-    return finish(figure, title, path)
+    return finish(figure, f"{title}; bold: mean of {window} steps" if title and window > 1 else title, path)
 
 
 @styled()

@@ -53,6 +53,15 @@ def test_training_curves_of_seeds_have_mean_and_range(tmp_path):
     assert (band.min(), band.max()) == (1, 4)
 
 
+def test_long_training_curves_have_a_bold_mean_of_neighbouring_steps(tmp_path):
+    log = write_log(tmp_path / "metrics.jsonl", [0.0, 3.0, 6.0] * 30)  # 90 steps, 3 of them to a mean
+    figure = plots.training_curves(log, ["loss"], title="a title")
+    each, mean = figure.axes[0].lines
+    assert each.get_ydata().tolist() == [0, 3, 6] * 30 and each.get_alpha() < 0.5
+    assert mean.get_ydata().tolist() == pytest.approx([1.5, *[3] * 88, 4.5]) and mean.get_xdata().tolist() == list(range(90))
+    assert figure.get_suptitle() == "a title; bold: mean of 3 steps"
+
+
 def test_the_path_of_the_monitor_by_hand():
     """Two seeds, two updates: lines through the means, bars of ±2 standard errors, the gap shaded between the lines."""
     names = ("method", "update", "log_marginal", "log_marginal_sampling_se", "elbo", "elbo_sampling_se")
