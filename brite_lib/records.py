@@ -15,15 +15,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from brite_lib import costs, sandbox
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text, sha256_of
 from brite_lib.params import PROJECT_ROOT, StageParams, resolve_path
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pyarrow", "math-verify")
 SETTINGS_WITHOUT_EFFECT = (  # on what is learned
@@ -176,7 +179,7 @@ class Stage:
         shutil.rmtree(self.path("checkpoint"), ignore_errors=True)  # a rerun must not start at the end
         path = self.path("stage.json")
         atomic_write_text(path, json.dumps(_finite(record), indent=2, ensure_ascii=False) + "\n")
-        print(f"{self.name}: finished in {seconds:.1f} s, peak memory {record['peak_rss_gib']:.2f} GiB; {path}")
+        print(f"{self.name}: finished in {seconds:.1f} s, peak memory {record['peak_rss_gib']:.2f} GiB; {_key(path)}")
 
 
 def checked_digest(path: Path) -> str:
@@ -211,6 +214,22 @@ def read_record(path: str | Path) -> dict[str, Any]:
         if not isinstance(record, dict) or key not in record:
             raise InputError(f"{path}: is no stage record: {key} is missing")
     return record
+
+
+def readable(value: Any) -> str:
+    """A value of a record for a person: four digits, or all before the point; – for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def metric_table(metrics: Mapping[str, Any]) -> "pd.DataFrame":
+    """Metrics for a person, a line for each."""
+    import pandas as pd
+
+    return pd.DataFrame({"value": {name: readable(value) for name, value in metrics.items()}}, dtype=str)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from brite_lib.errors import InputError
 from brite_lib.files import sha256_of
 from brite_lib.params import PROJECT_ROOT, EvalParams, ThetaParams
 from brite_lib.progress import progress
-from brite_lib.records import Stage, read_metrics, read_record
+from brite_lib.records import Stage, metric_table, read_metrics, read_record
 
 KEYS = [
     "stage", "status", "params", "seed", "started", "seconds", "tokens_generated", "tokens_trained", "flops", "peak_rss_gib",
@@ -158,3 +158,10 @@ def test_batch_progress_prints_a_line_every_few_seconds_and_none_for_what_is_qui
     assert list(progress(range(30), desc="rollouts")) == list(range(30))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2] for line in lines] == ["3/30", "15/30", "27/30", "30/30"] and lines[0].startswith("rollouts:  10%")
+
+
+def test_metrics_are_readable():
+    table = metric_table({"pass@1": 0.51175, "tokens": 221726, "draws": 30000.0, "loss": None, "kept": True, "rate": 2e-05})
+    assert table["value"].tolist() == ["0.5118", "221,726", "30,000", "–", "True", "2e-05"]
+    assert table.index[0] == "pass@1"
+    assert metric_table({}).empty

@@ -8,7 +8,7 @@ import ipywidgets as widgets
 
 from brite_lib.errors import InputError
 from brite_lib.params import resolve_path
-from brite_lib.records import read_record
+from brite_lib.records import read_record, readable
 
 
 class RunPicker(widgets.VBox):
@@ -80,13 +80,7 @@ def comparison(first: Path, second: Path) -> str:
 
 def _row(name: str, a: Any, b: Any, difference: bool = True) -> tuple[str, ...]:
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
-    return name, _shown(a), _shown(b), _shown(b - a) if numbers and difference else ""
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)[:120]
+    return name, readable(a)[:120], readable(b)[:120], readable(b - a) if numbers and difference else ""
 
 
 def _table(title: str, rows: list[tuple[str, ...]]) -> str:

@@ -96,7 +96,7 @@ from brite_lib import costs, em, live, plots
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.ppo import PosteriorPPOTrainer
 from brite_lib.problems import has_split, load_problems
-from brite_lib.records import Stage
+from brite_lib.records import Stage, metric_table
 from brite_lib.rollouts import add_scores, generate, open_sampler
 from brite_lib.tables import RATIONALES, write_table
 
@@ -171,7 +171,7 @@ print(f"KL of the first batch {abs(history['kl'].iloc[0]):.4f}; ELBO {history['e
 
 # %%
 monitored = em.monitored(params, template, psi, theta=trainer.reference.model())
-monitored
+metric_table(monitored) if monitored else "off: monitor_problems is 0"
 
 # %% [markdown]
 # ## Rationales from Q

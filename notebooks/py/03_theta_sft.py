@@ -69,7 +69,7 @@ from brite_lib import em, plots, quality
 from brite_lib.checkpointing import resume_step
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.problems import load_problems
-from brite_lib.records import Stage
+from brite_lib.records import Stage, metric_table
 from brite_lib.sft import human_rows, rationale_sft, texts_only, training_rows
 from brite_lib.tables import read_rationales
 
@@ -114,7 +114,7 @@ if len(dataset):
 # %%
 before = quality.with_log_probs(rows, template, model, params.batch_size)
 written = quality.summary(before)
-pd.Series(written).round(4).to_frame("value")
+metric_table(written)
 
 # %% [markdown]
 # ## Training
@@ -127,7 +127,7 @@ checkpoints = stage.checkpoints()
 stage.rewind(resume_step(checkpoints))
 model, metrics = rationale_sft(model, dataset, template, params, checkpoints, log=stage.log)
 stage.count(tokens_trained=metrics["tokens_trained"])
-metrics
+metric_table(metrics)
 
 # %%
 if metrics["steps"]:
@@ -151,7 +151,7 @@ pd.DataFrame(nats, index=["nats per rationale"], dtype=float).round(3)
 
 # %%
 monitored = em.monitored(params, template, model)
-monitored
+metric_table(monitored) if monitored else "off: monitor_problems is 0"
 
 # %%
 directory = save_policy(model, template, stage.path("model"))

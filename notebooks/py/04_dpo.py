@@ -78,7 +78,7 @@ from brite_lib.checkpointing import resume_step
 from brite_lib.dpo import draw_pairs, rationale_dpo
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.problems import load_problems
-from brite_lib.records import Stage
+from brite_lib.records import Stage, metric_table
 from brite_lib.tables import PAIRS, write_table
 
 stage = Stage.start("dpo", params)
@@ -102,11 +102,12 @@ pairs, report = draw_pairs(problems, template, params, checkpoints)
 write_table(pairs, PAIRS, stage.path("pairs.parquet"))
 stage.count(tokens_generated=report["tokens"])
 print(f"{report['pairs']} pairs, from {report['problems']} problems; a problem that is always right or always wrong has none")
-report
+metric_table(report)
 
 # %%
-shown = ["question", "gold", "chosen_rationale", "chosen_answer_text", "rejected_rationale", "rejected_answer_text", "num_correct"]
-pd.DataFrame(pairs)[shown].head(8)
+parts = {"rationale": "z", "answer_text": "y"}
+sides = {f"{side}_{part}": f"{side} {letter}" for side in ("chosen", "rejected") for part, letter in parts.items()}
+pd.DataFrame(pairs)[["question", "gold", *sides, "num_correct"]].rename(columns=sides).head(8)
 
 # %% [markdown]
 # The two sides of a pair have one prompt, so a drawn problem was sometimes solved and sometimes not: `num_correct` is neither 0 nor $N$.
@@ -123,7 +124,7 @@ theta = load_policy(params.start, device=params.device, dtype=params.dtype)
 stage.rewind(resume_step(checkpoints))
 theta, metrics = rationale_dpo(theta, pairs, template, params, checkpoints, log=stage.log)
 stage.count(tokens_trained=metrics["tokens_trained"])
-metrics
+metric_table(metrics)
 
 # %% [markdown]
 # The implicit reward of a sample is $\beta \log Q/P$. Its margin within a pair rises, and its accuracy (the share of pairs in which

@@ -64,7 +64,7 @@ from brite_lib import plots, quality
 from brite_lib.evaluation import evaluate, style_counts, summary
 from brite_lib.models import check_vocabulary, load_policy, load_template
 from brite_lib.problems import load_problems
-from brite_lib.records import Stage
+from brite_lib.records import Stage, metric_table
 from brite_lib.rollouts import open_sampler
 from brite_lib.stats import minimum_detectable_difference
 from brite_lib.tables import PREDICTIONS, write_table
@@ -93,7 +93,7 @@ pd.DataFrame(rows)[["question", "gold", "rationale", "prediction", "correct", "t
 
 # %%
 metrics = summary(rows, params)
-pd.Series(metrics).round(4).to_frame("value")
+metric_table(metrics)
 
 # %% [markdown]
 # pass@1 once more, without the library: the mean over problems of the share of right samples. Samples of one problem are not independent,
@@ -120,8 +120,9 @@ plots.length_histogram(rows)
 
 # %%
 sampled = [row for row in rows if row["temperature"] > 0]
-metrics |= quality.summary(sampled) | quality.self_evaluation(sampled, params.bootstrap, params.seed)
-pd.Series(metrics).filter(regex="quality|self_evaluation").round(4).to_frame("value")
+written = quality.summary(sampled) | quality.self_evaluation(sampled, params.bootstrap, params.seed)
+metrics |= written
+metric_table(written)
 
 # %% [markdown]
 # On the toy task a rationale's style can be told by its shape: who thinks, who skips, who guesses, and how that pays.

@@ -75,7 +75,7 @@ import pandas as pd
 
 from brite_lib.models import load_policy, load_template
 from brite_lib.problems import load_problems
-from brite_lib.records import Stage
+from brite_lib.records import Stage, metric_table
 from brite_lib.rejection import check_hint, reject
 from brite_lib.rollouts import add_scores, open_sampler
 from brite_lib.tables import RATIONALES, write_table
@@ -91,7 +91,7 @@ theta = load_policy(params.model, device=params.device, dtype=params.dtype)
 with open_sampler(theta, saved_as=params.model, **params.drawing) as sampler:
     kept, report = reject(sampler, problems, template, params, source="posterior" if params.until_hit else params.strategy)
 stage.count(tokens_generated=report["tokens"])
-report
+metric_table(report)
 
 # %% [markdown]
 # `missed` is the share of problems without a hit (`star`: with or without the hint; `rationalised` counts those that needed it). They

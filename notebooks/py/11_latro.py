@@ -97,7 +97,7 @@ from brite_lib import em, live, plots
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.params import SPECIAL_CASES
 from brite_lib.ppo import PosteriorPPOTrainer
-from brite_lib.records import Stage
+from brite_lib.records import Stage, metric_table
 from brite_lib.rollouts import add_scores, generate, open_sampler
 from brite_lib.selection import BestOnValidation, training_and_validation
 from brite_lib.tables import RATIONALES, write_table
@@ -148,9 +148,19 @@ print(f"kept: the weights after {step} updates, validation pass@1 {score:.3f}")
 # %%
 names = ["validation/pass@1", f"reward/{trainer.reward.metric}", "kl", "entropy", "rationale_length", "finished"]
 plots.training_curves(stage.path("metrics.jsonl"), names, title=params.stage, path=stage.path("figures/training.png"))
+
 # %% [markdown]
 # What to look at: with a small β the KL grows and $z$ may shrink. Where the gradient also goes through $y^\star$, the
-# model can learn to answer well whatever it thought.
+# model can learn to answer well whatever it thought. The objective is still reward less β KL (`kl_coef`; here `elbo`, though it is a
+# bound only at 1), and a nat of KL is now cheap: in the last batch
+
+# %%
+last = pd.read_json(stage.path("metrics.jsonl"), lines=True).iloc[-1]
+reward, kl = last[f"reward/{trainer.reward.metric}"], last["kl"]
+print(f"{reward:.4f} − {params.kl_coef:g} · {kl:.4f} = {reward - params.kl_coef * kl:.4f}; logged {last['elbo']:.4f}")
+
+# %% [markdown]
+# ## Rationales of the trained model
 
 # %%
 with open_sampler(policy, **params.drawing) as sampler:
@@ -170,7 +180,7 @@ pd.DataFrame(rows)[["question", "gold", "rationale", "answer_text", "correct", "
 
 # %%
 monitored = em.monitored(params, template, policy)
-monitored
+metric_table(monitored) if monitored else "off: monitor_problems is 0"
 
 # %%
 directory = save_policy(policy, template, stage.path("model"))

@@ -72,13 +72,16 @@ params = DrrParams.from_notebook(globals())
 params.difference()
 
 # %%
+import math
+
+import numpy as np
 import pandas as pd
 
 from brite_lib import costs, drr, judges, plots, roc
 from brite_lib.checkpointing import resume_step
 from brite_lib.models import load_policy, load_template
 from brite_lib.problems import load_problems
-from brite_lib.records import Stage
+from brite_lib.records import Stage, metric_table
 from brite_lib.rollouts import add_scores, generate, open_sampler
 from brite_lib.tables import PREDICTIONS, write_table
 
@@ -95,7 +98,8 @@ checkpoints = stage.checkpoints()
 # %% [markdown]
 # ## 1 · Distil
 #
-# Sampled once: a run that was killed in training finds the attempts beside its checkpoints.
+# Every training problem is attempted in `chains` chains; a chain ends with its first right attempt, and a next attempt sees the
+# rejected ones in its prompt. Sampled once: a run that was killed in training finds the attempts beside its checkpoints.
 
 # %%
 if not (checkpoints / "behaviour.parquet").is_file():
@@ -108,23 +112,42 @@ write_table(behaviour, drr.ATTEMPTS, stage.path("behaviour.parquet"))
 written, read = [row["num_tokens"] for row in behaviour], [len(row["prompt_ids"]) for row in behaviour]
 stage.count(tokens_generated=sum(written), flops=costs.ModelCost.of(reasoner).sampling(read, written))
 table = pd.DataFrame(behaviour)
-table.groupby("turn")["accepted"].agg(attempts="size", right="mean").round(3)
-
-# %%
 table[["question", "rejected", "rationale", "answer_text", "gold", "accepted"]].head(8)
 
 # %% [markdown]
+# Look at `right` in the second turn: does a Reasoner that is told "this was wrong" do better than before? Later turns have only the
+# chains that failed twice. Below the table, what independent attempts would reach, $1 - (1-p)^T$: much less means that a
+# chain repeats its mistakes, more that the rejection helps.
+
+# %%
+turns = table.groupby("turn")["accepted"].agg(attempts="size", right="mean")
+p, reached = turns["right"].iloc[0], table.groupby(["id", "sample"])["accepted"].any().mean()
+print(f"right within {params.turns} turns: {reached:.3f}; independent attempts: {1 - (1 - p) ** params.turns:.3f}")
+turns.round(3)
+
+# %% [markdown]
 # ## 2 · Reinforce
+#
+# The discriminator is the model with a head of two classes, trained by cross-entropy. Right and wrong attempts weigh the same, whatever
+# their numbers, and its score is corrected for that afterwards. $\tau$ minimises false accepts plus false rejects on problems that
+# were held out (`validation/…`).
 
 # %%
 stage.rewind(resume_step(checkpoints))
 base = params.discriminator or params.model
 discriminator, metrics = drr.train_discriminator(behaviour, base, template, params, checkpoints, log=stage.log)
 stage.count(tokens_trained=metrics["tokens_trained"])
-metrics
+metric_table(metrics)
 
 # %%
 plots.training_curves(stage.path("metrics.jsonl"), ["loss"], title="Discriminator", path=stage.path("figures/training.png"))
+
+# %% [markdown]
+# A judge that always says one half has a loss of $\log 2$; what is learned lies below it.
+
+# %%
+losses = pd.read_json(stage.path("metrics.jsonl"), lines=True)["loss"]
+print(f"loss {losses.head(20).mean():.3f} over the first 20 steps, {losses.tail(20).mean():.3f} over the last; log 2 = {math.log(2):.3f}")
 
 # %% [markdown]
 # ## 3 · Reason
@@ -146,14 +169,29 @@ with costs.not_counted(), open_sampler(reasoner, saved_as=params.model, **params
     votes = generate(sampler, test, template, params.vote_samples, params.temperature, **options).to_list()
 attempts = runs[params.method]
 
+# %% [markdown]
+# Accuracy of one answer per problem, with bootstrap intervals over problems. `single` is the first attempt. `vote/written` is a majority vote
+# that may write as many tokens as DRR does, `vote/written+read` one that may spend as many on reading and writing (`samples`: how many
+# votes that buys); the second is the fair rival. Rows with a minus are paired differences: an interval without 0 says that DRR is worth its turns.
+
 # %%
 results = drr.compare(runs, votes, params)
-pd.DataFrame(results).T.round(4)
+pd.DataFrame(results).T.round(3).fillna("")
+
+# %% [markdown]
+# By the cap on turns $T$. All judges see the same first attempts, so the first line is one number; *always reject* shows what trying again
+# is worth when right answers are thrown away too.
 
 # %%
 curves = {name: pd.DataFrame(drr.by_turns(rows, params.turns)) for name, rows in runs.items()}
+by_turn = pd.DataFrame({name: curve.set_index("turns")["accuracy"] for name, curve in curves.items()})
+assert by_turn.loc[1].nunique() == 1
 curves["vote"] = pd.DataFrame(drr.vote_by_samples(votes)).drop(columns="values")
-pd.concat(curves, names=["judge"]).round(3)
+by_turn.round(3)
+
+# %% [markdown]
+# The same against what it costs per problem. Left, tokens that were written; right, also those that were read: a turn reads its prompt, the
+# rejected attempts in it, and what the judge reads. Up and to the left is better.
 
 # %%
 with plots.styled():
@@ -169,7 +207,9 @@ plots.finish(figure, "A point per turn (or vote)", stage.path("figures/accuracy.
 # %% [markdown]
 # ## How good is the judgement?
 #
-# On the first attempts, one per problem, which no judge selected. Nothing here was used to choose anything.
+# On the first attempts, one per problem, which no judge selected. Nothing here was used to choose anything. `auroc`: how often a right
+# attempt scores above a wrong one (0.5 is chance); `false_accept`: share of the wrong ones that pass; `false_reject`: share of the right
+# ones that do not; `ece`: how far scores are from shares of right ones.
 
 # %%
 judged = {}
@@ -177,10 +217,21 @@ for name in (params.method, "self-critique"):
     first = [row for row in runs[name] if row["turn"] == 1]
     judged[name] = roc.summary(first, params.bins, params.bootstrap, params.seed)
     judged[f"{name}, all turns"] = roc.summary(runs[name], params.bins, params.bootstrap, params.seed)
-pd.DataFrame(judged).T.round(4)
+pd.DataFrame(judged).T.round(3)
+
+# %% [markdown]
+# The AUROC once more, by its definition: all pairs of a right and a wrong attempt, a tie counts half.
 
 # %%
 first = [row for row in attempts if row["turn"] == 1]
+right, wrong = ([row["score"] for row in first if row["correct"] is side] for side in (True, False))
+ahead = np.subtract.outer(right, wrong)
+print(f"{(ahead > 0).mean() + (ahead == 0).mean() / 2:.4f} by hand; above {judged[params.method]['auroc']:.4f}")
+
+# %% [markdown]
+# On the diagonal a score means what it says. The size of a dot is the number of attempts in its bin.
+
+# %%
 bins = pd.DataFrame(roc.reliability([row["correct"] for row in first], [row["score"] for row in first], params.bins))
 with plots.styled():
     figure, ax = plots.plt.subplots(figsize=(3.6, 3.2), layout="constrained")
@@ -188,9 +239,6 @@ with plots.styled():
     ax.scatter(bins["score"], bins["right"], s=10 + 240 * bins["count"] / bins["count"].sum(), color=plots.PALETTE[0], alpha=0.8)
     ax.set(xlabel="mean score", ylabel="share right", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
 plots.finish(figure, "Reliability of the discriminator", stage.path("figures/reliability.png"))
-
-# %%
-bins.round(3)
 
 # %% [markdown]
 # ## The record

@@ -43,8 +43,8 @@ params.difference()
 import copy
 
 import pandas as pd
-import seaborn as sns
 
+from brite_lib import plots
 from brite_lib.models import load_policy, load_template
 from brite_lib.params import PsiParams, RejectionParams, ThetaParams
 from brite_lib.ppo import PosteriorPPOTrainer
@@ -94,6 +94,9 @@ expected = pd.DataFrame({"θ": prior, "posterior": posterior, "best Q, reward (i
 expected
 
 # %% [markdown]
+# Look at `careful` and `guessing`: the posterior thinks, the best $Q$ guesses more than θ did. Nothing has been trained yet; this follows from
+# the samples alone.
+#
 # ## What happens: three E-steps from the same base
 
 # %%
@@ -112,6 +115,13 @@ for name, reward in (("reward (i)", "answer_likelihood"), ("reward (ii)", "verif
 styles = {name: pd.Series([style_of(row["question"], row["rationale"]) for row in rows]) for name, rows in sources.items()}
 shares = pd.DataFrame({name: values.value_counts(normalize=True) for name, values in styles.items()}).fillna(0).round(3)
 shares
+
+# %% [markdown]
+# The prediction holds: rejection sampling keeps about what the posterior would, ψ-PPO with reward (i) goes where the best $Q$ is.
+
+# %%
+for name, target in (("rs", "posterior"), ("reward (i)", "best Q, reward (i)")):
+    print(f"careful: {shares.loc['careful', name]:.3f} of {name}, {expected.loc['careful', target]:.3f} expected of the {target}")
 
 # %% [markdown]
 # ## What θ learns from them
@@ -133,12 +143,18 @@ for name in ("rs", "reward (i)", "reward (ii)"):
 accuracy = pd.Series(accuracy, name="pass@1")
 accuracy.round(3).to_frame()
 
+# %% [markdown]
+# Who beats rejection sampling? Not BRiTE with reward (i). With a verifier as reward, or with right rationales only, it does
+# (five seeds: [`docs/limits.md`](../docs/limits.md)).
+
 # %%
-axes = sns.barplot(x=accuracy.values, y=accuracy.index, color="0.6")
-axes.set(xlabel="pass@1 on the test split", ylabel="")
-sns.despine()
-stage.path("figures").mkdir(exist_ok=True)
-axes.figure.savefig(stage.path("figures/limits.png"), bbox_inches="tight", dpi=120)
+with plots.styled():
+    figure, ax = plots.plt.subplots(figsize=(5.4, 2.6), layout="constrained")
+    ax.barh(accuracy.index, accuracy, color=[plots.PALETTE[0] if value > accuracy["rs"] else "#c9c9c9" for value in accuracy])
+    ax.axvline(accuracy["rs"], color="#222222", linewidth=1, linestyle="--")
+    ax.invert_yaxis()
+    ax.set(xlabel="pass@1 on the test split; dashed: rejection sampling")
+plots.finish(figure, path=stage.path("figures/limits.png"))
 
 # %%
 metrics = {f"pass@1/{name}": float(value) for name, value in accuracy.items()}
