@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import TrainerCallback
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_utils import get_last_checkpoint
 
 from brite_lib import costs
 from brite_lib.errors import InputError
@@ -75,16 +75,22 @@ def load_state(trainer: "PosteriorPPOTrainer", path: Path) -> None:
     costs.add(state["flops"])
 
 
-def train_on(trainer: "Trainer", checkpoints: str | Path) -> TrainOutput:
-    """Train from the newest checkpoint below ``checkpoints``, or from the start.
+def train_on(trainer: "Trainer", checkpoints: str | Path) -> None:
+    """Train from the newest checkpoint below ``checkpoints``, or from the start; from the last step only the weights are read.
 
     Raises:
-        InputError: one sentence naming the checkpoint, if it cannot be read.
+        InputError: one sentence naming the checkpoint, if it cannot be read, or not by this number of processes.
     """
     newest = last_checkpoint(checkpoints)
     trainer.add_callback(TrainerProgress)
     try:
-        return trainer.train(resume_from_checkpoint=newest)
+        if newest and (state := TrainerState.load_from_json(Path(newest) / "trainer_state.json")).global_step >= state.max_steps:
+            trainer._load_from_checkpoint(newest)
+            trainer.state = state
+            return
+        if newest:
+            _check_optimizer(Path(newest), trainer.is_fsdp_enabled)
+        trainer.train(resume_from_checkpoint=newest)
     except UNREADABLE as error:
         read = trainer.state.global_step > resume_step(checkpoints)
         if newest is None or read or (isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error)):
@@ -101,6 +107,16 @@ class TrainerProgress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         next(self.steps, None)  # asked for another step, it counts one as done
+
+
+def _check_optimizer(checkpoint: Path, sharded: bool) -> None:
+    """The optimiser's state is in other files where the model was sharded; transformers would go on without it, and say nothing."""
+    if (checkpoint / "optimizer.pt").is_file() == sharded:
+        how, other = ("without", "with") if sharded else ("with", "without")
+        raise InputError(
+            f"{checkpoint}: was made {how} FSDP and can't be continued {other} it; "
+            "take the accelerate_config that it was made with, or delete it and the stage starts over"
+        )
 
 
 def last_checkpoint(checkpoints: str | Path) -> str | None:

@@ -1,6 +1,7 @@
 """Latent DPO: preferences between samples (z, y) of one problem, thin over TRL's DPOTrainer (BRiTE eq. 3.6)."""
 
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -22,11 +23,13 @@ from brite_lib.models import attach_lora, check_vocabulary, merged
 from brite_lib.params import DpoParams, resolve_path
 from brite_lib.rollouts import generate, open_sampler, sample_seed
 from brite_lib.sft import TrainerLog, plain_forward, trainer_settings
+from brite_lib.shared_batches import EachRowOnce
 from brite_lib.tables import PAIRS, read_pairs, write_table
 from brite_lib.template import RationaleTemplate
 from brite_lib.verify import not_judged
 
 SHARED = ("id", "question", "gold", "source", "round", "prompt_ids")
+PER_PAIR = (*(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins")), "logps/chosen", "logps/rejected")
 OF_EACH = ("rationale", "answer_text", "finished", "sample", "rationale_ids", "answer_ids")
 
 
@@ -154,7 +157,7 @@ def rationale_dpo(
     if params.lora:
         tuned.model.delete_adapter("ref")  # TRL's copy of the new adapter; without it the reference is the adapter off, which is the same
     tuned.remove_callback(PrinterCallback)
-    result = train_on(tuned, checkpoints)
+    train_on(tuned, checkpoints)
     plain_forward(tuned.model)
     _count(tuned.model, dataset, params.epochs)
     last = [entry for entry in tuned.state.log_history if "loss" in entry][-1]
@@ -162,7 +165,7 @@ def rationale_dpo(
         "loss": last["loss"],
         "reward_margin": last["rewards/margins"],
         "reward_accuracy": last["rewards/accuracies"],
-        "steps": result.global_step,
+        "steps": tuned.state.global_step,
         "tokens_trained": round(sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in dataset) * params.epochs),
     }
 
@@ -175,11 +178,39 @@ def _count(model: nn.Module, dataset: Dataset, epochs: float) -> None:
     costs.add(round(epochs * (cost.training(*work) + cost.forward(*work))))
 
 
-class _ReadyTokens(DPOTrainer):
-    """DPOTrainer on columns that hold token ids: TRL 1.16 would look for texts and tokenise them."""
+class _ReadyTokens(EachRowOnce, DPOTrainer):
+    """DPOTrainer on columns that hold token ids: TRL 1.16 would look for texts and tokenise them.
+
+    Its loss, and the rewards it logs, are means over the pairs of a step. TRL's are means over micro-batches of their means.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # the number of pairs comes to compute_loss, which divides by it
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """The micro-batches of a step, and its number of pairs in all processes."""
+        batches, _ = super().get_batch_samples(*args)
+        return batches, self.accelerator.reduce(sum(map(_real_pairs, batches)))
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """This micro-batch's part of the step's mean; a pair without targets, which TRL counts too, has no gradient and the loss log 2."""
+        rows, real = len(inputs["completion_mask"]) // 2, _real_pairs(inputs)
+        loss = super().compute_loss(model, inputs) * rows - (rows - real) * math.log(2)
+        processes = self.accelerator.num_processes  # whose gradients, and logged losses, are averaged
+        weight = rows * processes * self.current_gradient_accumulation_steps / num_items_in_batch.item()
+        for name in PER_PAIR:
+            self._metrics["train"][name][-1] *= weight
+        return loss * processes / num_items_in_batch
+
+
+def _real_pairs(batch: dict[str, Tensor]) -> Tensor:
+    """How many pairs of a micro-batch have targets; the mask is (2B, T), the chosen sides first."""
+    chosen, _ = batch["completion_mask"].chunk(2)
+    return chosen.any(1).sum()
 
 
 def _pair(right: list[dict[str, Any]], wrong: list[dict[str, Any]], seed: int) -> dict[str, Any]:

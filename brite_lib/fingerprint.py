@@ -15,7 +15,7 @@ from pathlib import Path
 from brite_lib.params import PROJECT_ROOT
 
 PACKAGE = "brite_lib"
-SHOWS_ONLY = ("live", "lifeline", "plots", "progress", "viewer")  # pictures, progress and the life of processes: no result is theirs
+SHOWS_ONLY = ("launch", "live", "lifeline", "plots", "progress", "viewer")  # pictures, progress, processes: no result is theirs
 
 
 @cache

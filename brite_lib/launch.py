@@ -1,14 +1,76 @@
-"""Several processes for one stage's training: how many, and what starts them (docs/processes.md)."""
+"""Several processes for one stage's training: ``accelerate launch`` as a child of the notebook's kernel (docs/processes.md).
 
+Never a fork: a kernel that has touched CUDA can't be forked. The ranks (:mod:`brite_lib.train`) train to the last step and leave the
+last checkpoint; the notebook's own trainer finds it, has nothing left to do, and goes on with the weights.
+"""
+
+import json
 import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from html import escape
+from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
+from IPython import get_ipython
+from IPython.display import HTML, display
+from torch import nn
 
 from brite_lib.errors import InputError
+from brite_lib.files import atomic_write_text
 from brite_lib.params import PROJECT_ROOT, TrainingStageParams, resolve_path
 from brite_lib.params.training import read_accelerate_config
 
 CONFIGS = PROJECT_ROOT / "params/accelerate"
+FIRST_RANK = "[default0]:"  # how torch's elastic agent marks the lines of the first rank on this machine
+SHOWN_LINES = 12  # of the log in JupyterLab
+
+
+class RankTraceback(Exception):
+    """The traceback of a rank, as the cause of the error that its launcher raises."""
+
+
+def launch(stage: str, params: TrainingStageParams, processes: int, model: nn.Module | None = None) -> None:
+    """Train ``stage`` to its last step, in this process for one, else with ``accelerate launch`` in ``processes`` child processes.
+
+    What is left is the last checkpoint in the stage's directory, its ``metrics.jsonl``, and ``ranks/`` with each rank's log.
+
+    Args:
+        stage: kind of the stage, one of ``brite_lib.train.TRAINERS``.
+        params: its parameters; with an ``accelerate_config`` of its own one process is started in the same way.
+        processes: over all machines; see :func:`number_of_processes`.
+        model: of this process, to be moved from its GPU to the CPU meanwhile.
+
+    Raises:
+        InputError: one sentence, if the port is busy, or if a rank says so.
+        RuntimeError: if a rank failed; it names the rank and its log, and its cause is the rank's own traceback.
+    """
+    if processes == 1 and not params.launched:
+        from brite_lib.train import train
+
+        train(stage, params)
+        return
+    directory = PROJECT_ROOT / Path(params.output_dir).expanduser() / "ranks"
+    shutil.rmtree(directory, ignore_errors=True)
+    atomic_write_text(directory / "params.json", params.model_dump_json())
+    command = _command(stage, params, processes, directory)
+    with _on_cpu(model), _running(command, _environment(params)) as agent, _shown() as show:
+        show(f"{processes} processes; each one's log is in {directory}")
+        for line in agent.stdout:
+            if line.startswith(FIRST_RANK) and not line.startswith(f"{FIRST_RANK}[rank"):  # nor tracebacks, which may be another's fault
+                show(line.removeprefix(FIRST_RANK).rstrip())
+            else:
+                with (directory / "agent.log").open("a", encoding="utf-8") as log:
+                    log.write(line)
+        status = agent.wait()
+    if status:
+        raise _failure(directory, processes)
 
 
 def number_of_processes(params: TrainingStageParams) -> int:
@@ -19,7 +81,7 @@ def number_of_processes(params: TrainingStageParams) -> int:
     """
     if params.processes != 1 and params.device not in ("auto", "cpu", "cuda"):
         raise InputError(f"processes: more than one needs device auto, cpu or cuda, not {params.device}")
-    settings = accelerate_settings(params)
+    _, settings = accelerate_config(params)
     machines, on_cpu = settings.get("num_machines", 1), settings.get("use_cpu", False)
     found = machines * (os.cpu_count() if on_cpu else torch.cuda.device_count())
     processes = params.processes
@@ -35,9 +97,129 @@ def number_of_processes(params: TrainingStageParams) -> int:
     return processes
 
 
-def accelerate_settings(params: TrainingStageParams) -> dict:
-    """What the file for ``accelerate launch`` says; ``auto`` is the one for GPUs where the stage uses them, else the one for a CPU."""
+def accelerate_config(params: TrainingStageParams) -> tuple[Path, dict[str, Any]]:
+    """The file for ``accelerate launch`` and its settings; ``auto`` is ddp.yaml where the stage uses GPUs, else cpu2.yaml."""
+    path = CONFIGS / ("ddp.yaml" if params.device != "cpu" and torch.cuda.is_available() else "cpu2.yaml")
     if params.accelerate_config != "auto":
-        return read_accelerate_config(resolve_path(params.accelerate_config))
-    on_gpus = params.device != "cpu" and torch.cuda.is_available()
-    return read_accelerate_config(CONFIGS / ("ddp.yaml" if on_gpus else "cpu2.yaml"))
+        path = resolve_path(params.accelerate_config)
+    return path, read_accelerate_config(path)
+
+
+def _command(stage: str, params: TrainingStageParams, processes: int, directory: Path) -> list[str]:
+    path, settings = accelerate_config(params)
+    options = {"config_file": path, "num_processes": processes, "main_process_port": _port(settings), "tee": 3, "log_dir": directory}
+    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "brite_lib.train", stage, str(directory / "params.json")]
+
+
+def _port(settings: dict[str, Any]) -> int:
+    """Where the ranks meet: as the configuration or ``MASTER_PORT`` says, else a free one.
+
+    Raises:
+        InputError: if another process listens there.
+    """
+    given = settings.get("main_process_port") or int(os.environ.get("MASTER_PORT", 0))
+    elsewhere = settings.get("num_machines", 1) > 1 and settings.get("machine_rank", 0) > 0
+    if elsewhere:
+        return given
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", given))
+        except OSError:
+            name = "main_process_port of accelerate_config" if settings.get("main_process_port") else "MASTER_PORT"
+            raise InputError(f"{name}: port {given} is in use; choose another one, or none for a free one") from None
+        return listener.getsockname()[1]
+
+
+def _environment(params: TrainingStageParams) -> dict[str, str]:
+    """This process's, and what the ranks need to find the library, to end with this process and to print lines, not bars."""
+    _, settings = accelerate_config(params)
+    paths = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        "BRITE_LAUNCHER_PID": str(os.getpid()),
+        **os.environ,
+        "BRITE_BATCH": "1",
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' own too
+        "OMP_NUM_THREADS": str(max(1, params.threads)),
+        "ACCELERATE_USE_CPU": str(settings.get("use_cpu", False)).lower(),
+    }
+
+
+@contextmanager
+def _running(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """The agent that starts and watches the ranks; all of them are gone when the block ends, however it ends."""
+    agent = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # an interrupt of the notebook comes here, which ends them in order
+    )
+    try:
+        yield agent
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            family = psutil.Process(agent.pid)
+            for process in [family, *family.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        agent.wait()
+        agent.stdout.close()
+
+
+@contextmanager
+def _on_cpu(model: nn.Module | None) -> Iterator[None]:
+    """Keep a model off its GPU: the first rank trains there."""
+    device = next(model.parameters()).device if model is not None else torch.device("cpu")
+    if device.type != "cuda":
+        yield
+        return
+    model.to("cpu")
+    torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        model.to(device)
+
+
+@contextmanager
+def _shown() -> Iterator[Any]:
+    """A function that shows a line of the log: in JupyterLab one output with the latest lines, elsewhere print."""
+    if os.environ.get("BRITE_BATCH") or get_ipython() is None:
+        yield lambda line: print(line, flush=True)
+        return
+    lines: list[str] = []
+    handle = display(HTML(""), display_id=True)
+
+    def show(line: str) -> None:
+        lines.append(line)
+        handle.update(HTML(f"<pre>{escape(chr(10).join(lines[-SHOWN_LINES:]))}</pre>"))
+
+    yield show
+
+
+def _failure(directory: Path, processes: int) -> Exception:
+    """What to raise: of the rank that failed first, as the others fail because of it."""
+    errors = []
+    for path in directory.glob("*/attempt_*/*/error.json"):
+        with suppress(ValueError, KeyError, TypeError):  # torn, as its rank was killed
+            message = json.loads(path.read_text(encoding="utf-8"))["message"]
+            errors.append((path.stat().st_mtime_ns, path, message["extraInfo"]["py_callstack"], message["message"]))
+    if not errors:
+        logs = directory / "agent.log"
+        last = logs.read_text(encoding="utf-8").strip().splitlines()[-1:] if logs.is_file() else []
+        return RuntimeError(f"{processes} processes: a rank ended without an error of its own, killed perhaps; logs: {directory} {last}")
+    _, path, traceback, message = min(errors)
+    place = f"rank {path.parent.name} of {processes}"
+    log = path.with_name("stderr.log")
+    if message.startswith("InputError: "):
+        return InputError(f"{message.removeprefix('InputError: ')} ({place}, {log})")
+    error = RuntimeError(f"{place}: {traceback.strip().splitlines()[-1]} (log: {log})")
+    error.__cause__ = RankTraceback(f"\n{traceback}")
+    return error

@@ -65,17 +65,23 @@ class Stage:
         Raises:
             InputError: if they ask for programs to be judged and nothing isolates those here.
         """
+        if getattr(params, "answer_kind", "") == "code" and params.kind != "theta_sft":  # which judges nothing
+            sandbox.prepare(params.program_seconds, params.i_understand_the_risk)
+        stage = cls.join(name, params)
+        stage.path("stage.json").unlink(missing_ok=True)
+        stage.rewind(math.inf)  # drops a line that a killed run tore
+        return stage
+
+    @classmethod
+    def join(cls, name: str, params: StageParams) -> Self:
+        """:meth:`start` for a process that only trains, of a stage that another one has started and will finish."""
         if os.environ.get("BRITE_BATCH"):
             from brite_lib.lifeline import die_with_ancestors
 
             die_with_ancestors()
-        if getattr(params, "answer_kind", "") == "code" and params.kind != "theta_sft":  # which judges nothing
-            sandbox.prepare(params.program_seconds, params.i_understand_the_risk)
         own = params.stage != params.kind
         stage = cls(params.stage if own else name, params, PROJECT_ROOT / Path(params.output_dir).expanduser())
         stage.dir.mkdir(parents=True, exist_ok=True)
-        stage.path("stage.json").unlink(missing_ok=True)
-        stage.rewind(math.inf)  # drops a line that a killed run tore
         _set_threads(params.threads)
         _seed(params.seed)
         return stage
@@ -156,6 +162,10 @@ class Stage:
             hashes[_key(output)] = sha256_of(output)
         seconds = self._cost["seconds"] + time.monotonic() - self._clock
         gpu_gib, gpus = _gpu_use()
+        if gpus and getattr(self.params, "launched", False):
+            from brite_lib.launch import number_of_processes
+
+            gpus = number_of_processes(self.params)
         record = {
             "stage": self.name,
             "status": "finished",

@@ -15,10 +15,21 @@ from brite_lib import costs
 from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.models import attach_lora
-from brite_lib.params import DpoParams, ThetaParams
+from brite_lib.params import DpoParams, ThetaParams, resolve_path
+from brite_lib.problems import load_problems
+from brite_lib.shared_batches import EachRowOnce, share
+from brite_lib.tables import read_rationales
 from brite_lib.template import RationaleTemplate
 
 OF_THE_SAMPLER = ("prompt_ids", "rationale_ids", "answer_ids", "tokens", "logp_theta", "logp_psi", "logp_answer", "advantage", "value")
+
+
+def load_rows(params: ThetaParams) -> list[dict[str, Any]]:
+    """The rows of ``params.rationales``, or the data's own rationales."""
+    if params.rationales == "human":
+        return human_rows(load_problems(params.data, params.split, params.limit), params.data)
+    rows = read_rationales(resolve_path(params.rationales))
+    return texts_only(rows) if params.retokenise else rows
 
 
 def training_rows(
@@ -104,7 +115,7 @@ def rationale_sft(
     checkpoints: str | Path,
     log: Callable[..., None] | None = None,
 ) -> tuple[nn.Module, dict[str, float]]:
-    """Train θ on ready sequences; resumes from the newest checkpoint below ``checkpoints``.
+    """Train θ on ready sequences; resumes from the newest checkpoint below ``checkpoints``. In several processes each calls this.
 
     Without any sequence θ stays as it is, and a warning says so: rejection sampling may have had no hit at all.
 
@@ -122,8 +133,9 @@ def rationale_sft(
         print("warning: there is no rationale to train on (none was finished, or none correct); θ stays as it is")
         return model, {"loss": float("nan"), "steps": 0, "tokens_trained": 0}
     if params.lora:
+        torch.manual_seed(params.seed)  # of the adapter's first weights
         model = attach_lora(model, params.lora)
-    tuned = (WeightedSFTTrainer if "weight" in dataset.column_names else SFTTrainer)(
+    tuned = (WeightedSFTTrainer if "weight" in dataset.column_names else RationaleSFTTrainer)(
         model=model,
         args=SFTConfig(**trainer_settings(params, checkpoints), dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=dataset,
@@ -131,7 +143,7 @@ def rationale_sft(
         callbacks=[TrainerLog(log)] if log else None,
     )
     tuned.remove_callback(PrinterCallback)
-    result = train_on(tuned, checkpoints)
+    train_on(tuned, checkpoints)
     plain_forward(tuned.model)
     targets = sum(sum(label != -100 for label in row["labels"]) for row in dataset)
     work = costs.ModelCost.of(tuned.model).training([len(row["input_ids"]) for row in dataset], targets)
@@ -139,7 +151,7 @@ def rationale_sft(
     losses = [entry["loss"] for entry in tuned.state.log_history if "loss" in entry]
     return tuned.model, {
         "loss": losses[-1] if losses else float("nan"),
-        "steps": result.global_step,
+        "steps": tuned.state.global_step,
         "tokens_trained": round(targets * params.epochs),
     }
 
@@ -152,11 +164,12 @@ def plain_forward(model: nn.Module) -> None:
 
 def trainer_settings(params: ThetaParams | DpoParams, checkpoints: str | Path) -> dict[str, Any]:
     """What TRL's configurations of SFT and DPO have in common: nothing truncated, nothing re-tokenised, every step logged."""
+    micro_batch_size, passes = share(params.train_batch_size, params.micro_batch_size)
     return {
         "output_dir": str(checkpoints),
         "num_train_epochs": params.epochs,
-        "per_device_train_batch_size": min(params.micro_batch_size, params.train_batch_size),
-        "gradient_accumulation_steps": max(1, params.train_batch_size // params.micro_batch_size),
+        "per_device_train_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": passes,
         "learning_rate": params.learning_rate,
         "lr_scheduler_type": params.lr_schedule,
         "warmup_steps": params.warmup_ratio,
@@ -174,10 +187,15 @@ def trainer_settings(params: ThetaParams | DpoParams, checkpoints: str | Path) -
         "gradient_checkpointing": False,
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,  # there are none
     }
 
 
-class WeightedSFTTrainer(SFTTrainer):
+class RationaleSFTTrainer(EachRowOnce, SFTTrainer):
+    """TRL's, whose loss is a mean over the target tokens of a whole step."""
+
+
+class WeightedSFTTrainer(RationaleSFTTrainer):
     """Sums each sequence's NLL times its ``weight``, and divides by the number of target tokens as without weights."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -189,7 +207,8 @@ class WeightedSFTTrainer(SFTTrainer):
         """TRL's loss with weights: Σ w·NLL / target tokens; ``return_outputs`` is for evaluation, which has none here."""
         weight = inputs.pop("weight")  # (B,)
         log_probs = model(**inputs, use_cache=False, fused_lm_head=True).log_probs  # (B, T - 1), 0 where there is no target
-        return -(weight[:, None] * log_probs).sum() / num_items_in_batch
+        mean = -(weight[:, None] * log_probs).sum() / num_items_in_batch
+        return mean * self.accelerator.num_processes  # whose gradients are averaged
 
 
 class TrainerLog(TrainerCallback):

@@ -1,12 +1,31 @@
-"""Several processes: what is refused before a model loads."""
+"""Several processes: what is refused before a model loads, a stage trained by two, and what becomes of a rank that fails."""
 
 import os
+import socket
+import subprocess
+import sys
 
+import psutil
 import pytest
+from run_processes import wait_until
+from safetensors.torch import load_file
 
 from brite_lib.errors import InputError
-from brite_lib.launch import number_of_processes
-from brite_lib.params import DpoParams, LatroParams, PsiParams, ThetaParams
+from brite_lib.execute import execute
+from brite_lib.launch import RankTraceback, launch, number_of_processes
+from brite_lib.lifeline import is_alive
+from brite_lib.params import PROJECT_ROOT, DpoParams, LatroParams, PsiParams, ThetaParams
+from brite_lib.records import read_metrics, read_record
+
+SMALL = {"limit": 22, "epochs": 2, "train_batch_size": 8, "device": "cpu"}
+FAILING = """
+import os
+if os.environ.get("RANK") == "1":
+    import datasets
+    def from_list(*arguments, **options):
+        raise ArithmeticError("one over nothing")
+    datasets.Dataset.from_list = from_list
+"""
 
 
 @pytest.mark.parametrize(
@@ -54,3 +73,65 @@ def test_a_single_gpu_that_was_named_is_for_one_process():
     assert number_of_processes(ThetaParams(device="cuda:1")) == 1
     with pytest.raises(InputError, match="processes: more than one needs device auto, cpu or cuda, not cuda:1"):
         number_of_processes(ThetaParams(processes=2, device="cuda:1"))
+
+
+# Two processes
+
+
+def test_the_notebook_trained_by_two_processes_ends_like_that_of_one(tmp_path):
+    notebook = PROJECT_ROOT / "notebooks/03_theta_sft.ipynb"
+    params = {"output_dir": str(tmp_path / "two"), "processes": 2} | SMALL
+    assert execute(notebook, tmp_path / "two/notebook.ipynb", params) is None
+    launch("theta_sft", ThetaParams.parse(SMALL | {"output_dir": str(tmp_path / "one")}), 1)
+
+    lines, others = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [line["step"] for line in others] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in others] == pytest.approx([line["loss"] for line in lines], abs=1e-5)
+    trained = load_file(tmp_path / "two/model/model.safetensors")
+    for name, weights in load_file(next(tmp_path.glob("one/checkpoint/checkpoint-6/model.safetensors"))).items():
+        assert (trained[name] - weights).abs().max() < 1e-4
+    record = read_record(tmp_path / "two/stage.json")
+    assert record["metrics"]["steps"] == 6 and record["metrics"]["loss"] == pytest.approx(lines[-1]["loss"], abs=1e-5)
+    assert record["flops"] > 0 and record["tokens_trained"] > 0
+    text = (tmp_path / "two/notebook.ipynb").read_text()
+    assert text.count("<pre>2 processes; ") == 1 and text.count("CPU threads: 1 of") == 2 and "default0" not in text
+
+
+def test_the_error_of_a_rank_is_the_ranks_own(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(FAILING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"^rank 1 of 2: ArithmeticError: one over nothing \(log: (.*/1/stderr.log)\)$") as error:
+        launch("theta_sft", ThetaParams.parse(SMALL | {"output_dir": str(tmp_path / "out"), "processes": 2}), 2)
+    assert isinstance(error.value.__cause__, RankTraceback)
+    assert "in train_theta" in str(error.value.__cause__) and str(error.value.__cause__).rstrip().endswith("one over nothing")
+    assert not psutil.Process().children()
+
+
+def test_ranks_end_with_the_process_that_launched_them(tmp_path):
+    params = {**SMALL, "epochs": 10_000, "output_dir": str(tmp_path), "processes": 2, "samples": 4}
+    code = f"from brite_lib.launch import launch; from brite_lib.params import DpoParams; launch('dpo', DpoParams(**{params!r}), 2)"
+    launcher = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_until(lambda: launcher.poll() is not None or len(read_metrics(tmp_path / "metrics.jsonl")) > 2, "two processes train", 120)
+        family = psutil.Process(launcher.pid).children(recursive=True)
+        assert len(family) >= 3, "an agent and two ranks"
+        launcher.kill()
+        wait_until(lambda: not any(map(is_alive, family)), "all have ended", 20)
+    finally:
+        launcher.kill()
+        launcher.communicate()
+
+
+def test_a_busy_port_is_one_sentence(tmp_path, monkeypatch):
+    config = tmp_path / "config.yaml"
+    params = ThetaParams(output_dir=str(tmp_path), device="cpu", processes=2)
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(InputError, match=f"^MASTER_PORT: port {port} is in use"):
+            launch("theta_sft", params, 2)
+        config.write_text(f"{{distributed_type: MULTI_GPU, use_cpu: true, main_process_port: {port}}}")
+        with pytest.raises(InputError, match=f"^main_process_port of accelerate_config: port {port} is in use"):
+            launch("theta_sft", params.model_copy(update={"accelerate_config": str(config)}), 2)

@@ -37,6 +37,11 @@ class TrainingStageParams(ModelStageParams):
             self.check_shares(self.processes)
         return self
 
+    @property
+    def launched(self) -> bool:
+        """Whether ``accelerate launch`` trains the stage, and not the notebook's own process."""
+        return self.processes != 1 or self.accelerate_config != "auto"
+
     def check_shares(self, processes: int) -> None:
         """Refuse totals that ``processes`` can't share evenly: each must have as much to do as the others.
 
@@ -48,7 +53,7 @@ class TrainingStageParams(ModelStageParams):
     def from_notebook(cls, namespace: dict[str, Any]) -> Self:
         """As :meth:`StageParams.from_notebook`; the processes must find their GPUs or cores."""
         params = super().from_notebook(namespace)
-        if params.processes != 1:
+        if params.launched:
             from brite_lib.launch import number_of_processes
 
             number_of_processes(params)

@@ -67,18 +67,15 @@ import pandas as pd
 
 from brite_lib import em, plots, quality
 from brite_lib.checkpointing import resume_step
+from brite_lib.launch import launch, number_of_processes
 from brite_lib.models import load_policy, load_template, save_policy
-from brite_lib.problems import load_problems
 from brite_lib.records import Stage, metric_table
-from brite_lib.sft import human_rows, rationale_sft, texts_only, training_rows
-from brite_lib.tables import read_rationales
+from brite_lib.sft import load_rows, rationale_sft, training_rows
 
 stage = Stage.start("theta_sft", params)
-if params.rationales == "human":
-    rows = human_rows(load_problems(params.data, params.split, params.limit), params.data)
-else:
-    rows = read_rationales(stage.add_input(params.rationales))
-    rows = texts_only(rows) if params.retokenise else rows
+if params.rationales != "human":
+    stage.add_input(params.rationales)
+rows = load_rows(params)
 stage.add_model(params.model)
 template = load_template(params.model, params.template)
 model = load_policy(params.model, device=params.device, dtype=params.dtype)
@@ -120,11 +117,14 @@ metric_table(written)
 # ## Training
 #
 # The loss is $-\log P(z, y^\star \mid x; \theta)$ in nats per learned token. Where $\theta$ itself or $Q_\psi$ wrote the
-# rationales it starts low: what changes is less what $\theta$ can do than how *often* it does it. An interrupted run resumes.
+# rationales it starts low: what changes is less what $\theta$ can do than how *often* it does it. An interrupted run resumes. With
+# several `processes`, `accelerate launch` trains to the last step, and the trainer here finds its checkpoint with nothing left to do.
 
 # %%
 checkpoints = stage.checkpoints()
 stage.rewind(resume_step(checkpoints))
+if params.launched:
+    launch("theta_sft", params, number_of_processes(params), model)
 model, metrics = rationale_sft(model, dataset, template, params, checkpoints, log=stage.log)
 stage.count(tokens_trained=metrics["tokens_trained"])
 metric_table(metrics)

@@ -76,6 +76,7 @@ import pandas as pd
 from brite_lib import plots
 from brite_lib.checkpointing import resume_step
 from brite_lib.dpo import draw_pairs, rationale_dpo
+from brite_lib.launch import launch, number_of_processes
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.problems import load_problems
 from brite_lib.records import Stage, metric_table
@@ -118,10 +119,14 @@ print(f"in the middle of the pairs {pd.Series([pair['num_correct'] for pair in p
 
 # %% [markdown]
 # ## Training
+#
+# With several `processes`, `accelerate launch` trains to the last step, and the trainer here finds its checkpoint with nothing left to do.
 
 # %%
-theta = load_policy(params.start, device=params.device, dtype=params.dtype)
 stage.rewind(resume_step(checkpoints))
+if params.launched:
+    launch("dpo", params, number_of_processes(params))
+theta = load_policy(params.start, device=params.device, dtype=params.dtype)
 theta, metrics = rationale_dpo(theta, pairs, template, params, checkpoints, log=stage.log)
 stage.count(tokens_trained=metrics["tokens_trained"])
 metric_table(metrics)
