@@ -4,6 +4,7 @@ import re
 import sys
 from contextlib import chdir
 
+from brite_lib.cluster import asked_for
 from brite_lib.fingerprint import code_fingerprint
 from brite_lib.params import ReportParams, load_experiment
 from brite_lib.stages import PROJECT_ROOT, plan, run_directory
@@ -67,10 +68,11 @@ rule stage:
         json=lambda w: stages[w.key].params.model_dump_json(),
         code=lambda w: code_fingerprint(stages[w.key].notebook),
     priority: lambda w: schedule[stages[w.key].kind][0]
-    threads: lambda w: max(1, stages[w.key].params.threads, getattr(stages[w.key].params, "processes", 1))
+    threads: lambda w: asked_for(stages[w.key].params).cores
     resources:
-        gpu=lambda w: int(getattr(stages[w.key].params, "device", "cpu") != "cpu"),
-        mem_mb=lambda w: 64_000 if getattr(stages[w.key].params, "device", "cpu") != "cpu" else 16_000,
+        gpu=lambda w: asked_for(stages[w.key].params).gpus,
+        nodes=lambda w: asked_for(stages[w.key].params).nodes,
+        mem_mb=lambda w: asked_for(stages[w.key].params).mem_mb,
         runtime=lambda w: 60 * schedule[stages[w.key].kind][1],
     shell:
         "BRITE_CODE={params.code} {python:q} -m brite_lib.execute {input.notebook:q} {wildcards.key:q}/notebook.ipynb {params.json:q}"

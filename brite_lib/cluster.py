@@ -1,14 +1,38 @@
-"""Runs whose stages are jobs of a cluster: a Snakemake profile, checked before anything is submitted (profiles/slurm, docs/scaling.md)."""
+"""Runs whose stages are jobs of a cluster: what each asks for, and a Snakemake profile, checked before anything is submitted.
+
+See profiles/slurm and docs/scaling.md. Nothing here imports torch: the Snakefile is read again for every job.
+"""
 
 import importlib.util
 import shutil
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from brite_lib.errors import InputError
-from brite_lib.params import suggestion
+from brite_lib.params import StageParams, TrainingStageParams, suggestion
+
+MB_PER_PROCESS = {"gpu": 64_000, "cpu": 16_000}  # our choice: each process reads the whole model first
+
+
+class Asked(NamedTuple):
+    """What a stage asks for: GPUs in all, machines, and of each machine CPU cores and MB of memory."""
+
+    gpus: int
+    nodes: int
+    cores: int
+    mem_mb: int
+
+
+def asked_for(params: StageParams) -> Asked:
+    """What a stage needs to run. ``processes: auto`` asks for one GPU and takes all that it is given (``set-resources`` in a profile)."""
+    wanted = getattr(params, "processes", 1)
+    processes = 1 if wanted == "auto" else wanted
+    nodes = params.accelerate_settings.get("num_machines", 1) if isinstance(params, TrainingStageParams) else 1
+    device = "cpu" if getattr(params, "device", "cpu") == "cpu" else "gpu"
+    per_node = -(-processes // nodes)
+    return Asked(processes * (device == "gpu"), nodes, per_node * max(1, params.threads), per_node * MB_PER_PROCESS[device])
 
 
 def runs_on_cluster(profile: Path | None, options: Sequence[str], submits: bool = True) -> bool:

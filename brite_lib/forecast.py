@@ -30,9 +30,7 @@ from brite_lib.params import (
     TrainingStageParams,
     is_path,
     is_toy,
-    resolve_path,
 )
-from brite_lib.params.training import read_accelerate_config
 from brite_lib.records import read_record
 from brite_lib.stages import StageSpec
 
@@ -233,7 +231,7 @@ class Forecaster:
         params = spec.params
         if not isinstance(params, TrainingStageParams):
             return ALONE
-        own = {} if params.accelerate_config == "auto" else read_accelerate_config(resolve_path(params.accelerate_config))
+        own = params.accelerate_settings
         there = None if self.gpus is None else self.gpus * own.get("num_machines", 1)
         processes = params.processes if params.processes != "auto" else there or 1
         if there is not None and params.device != "cpu" and processes > there:

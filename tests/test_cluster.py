@@ -1,5 +1,8 @@
 """A cluster's profile is checked before anything is submitted; there is no Slurm here, so nothing is."""
 
+import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -7,9 +10,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from brite_lib import cluster
-from brite_lib.cluster import runs_on_cluster
+from brite_lib.cluster import asked_for, runs_on_cluster
 from brite_lib.errors import InputError
-from brite_lib.params import PROJECT_ROOT
+from brite_lib.params import PROJECT_ROOT, EvalParams, TheoryParams, ThetaParams
 
 PROFILE = PROJECT_ROOT / "profiles/slurm"
 NAMED = "executor: slurm\ndefault-resources: {slurm_partition: gpu}"
@@ -60,6 +63,52 @@ def test_what_a_cluster_needs_is_named(tmp_path, installed, monkeypatch):
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"plugin is not installed: .venv/bin/pip install -e .\[slurm\]"):
         runs_on_cluster(found, [])
+
+
+TWO_NODES = "distributed_type: FSDP\nnum_machines: 2\n"
+
+
+def test_what_a_stage_asks_for(tmp_path):
+    (tmp_path / "two.yaml").write_text(TWO_NODES)
+    batch = {"train_batch_size": 16}
+    several = ThetaParams(processes=8, threads=2, **batch)
+    assert asked_for(EvalParams()) == (1, 1, 1, 64_000)
+    assert asked_for(EvalParams(device="cpu", threads=4)) == (0, 1, 4, 16_000)
+    assert asked_for(several) == (8, 1, 16, 512_000)
+    assert asked_for(ThetaParams(processes=2, device="cpu", **batch)) == (0, 1, 2, 32_000)
+    assert asked_for(ThetaParams(processes="auto")) == (1, 1, 1, 64_000)  # and takes what a profile's set-resources gives it
+    on_two = ThetaParams(processes=16, accelerate_config=str(tmp_path / "two.yaml"), **batch)
+    assert asked_for(on_two) == (16, 2, 8, 512_000)
+    assert asked_for(TheoryParams(processes=3)) == (0, 1, 3, 48_000)
+
+
+def test_snakemake_asks_for_the_gpus_of_every_process(tmp_path):
+    tasks = [{"name": "toy", "data": "toy:easy", "train_limit": 8, "test_limit": 5}]
+    experiment = {"name": f"asks-{os.getpid()}", "model": str(PROJECT_ROOT / "assets/tiny-base"), "tasks": tasks, "methods": ["sft"]}
+    with open(tmp_path / "asks.yaml", "w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(experiment | {"theta": {"processes": 4, "train_batch_size": 8}}, file)
+    run_dir = PROJECT_ROOT / "outputs" / experiment["name"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        PROJECT_ROOT / "Snakefile",
+        "--directory",
+        run_dir,
+        "--cores",
+        "64",
+        "--dry-run",
+    ]
+    command += ["--config", f"experiment={tmp_path}/asks.yaml", f"launched_from={PROJECT_ROOT}"]
+    run_dir.mkdir(parents=True)
+    try:
+        result = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    finally:
+        shutil.rmtree(run_dir)
+    text = result.stdout + result.stderr
+    jobs = re.findall(r"output: (\S+)/stage\.json\n(?:    .*\n)*?    resources: .*?gpu=(\d+), nodes=(\d+), .*?mem_mb=(\d+)", text)
+    assert jobs == [("seed0/sft", "4", "1", "256000"), ("seed0/eval_sft", "1", "1", "64000")], text
 
 
 def test_a_profile_that_is_none(tmp_path):

@@ -31,8 +31,7 @@ class TrainingStageParams(ModelStageParams):
 
     @model_validator(mode="after")
     def _can_be_shared(self) -> Self:
-        if self.accelerate_config != "auto":
-            read_accelerate_config(resolve_path(self.accelerate_config))
+        _ = self.accelerate_settings  # which can be read
         if self.processes not in (1, "auto"):
             self.check_shares(self.processes)
         return self
@@ -41,6 +40,11 @@ class TrainingStageParams(ModelStageParams):
     def launched(self) -> bool:
         """Whether ``accelerate launch`` trains the stage, and not the notebook's own process."""
         return self.processes != 1 or self.accelerate_config != "auto"
+
+    @property
+    def accelerate_settings(self) -> dict[str, Any]:
+        """The settings of the ``accelerate_config`` file; empty for auto, which is one machine with DDP."""
+        return {} if self.accelerate_config == "auto" else read_accelerate_config(resolve_path(self.accelerate_config))
 
     def check_shares(self, processes: int) -> None:
         """Refuse totals that ``processes`` can't share evenly: each must have as much to do as the others.
