@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from brite_lib.experience import STEP_ZERO_TOLERANCE
 from brite_lib.likelihood import make_batch, score
 from brite_lib.models import load_policy
 from brite_lib.params import PsiParams, ThetaParams
-from brite_lib.ppo import STEP_ZERO_TOLERANCE, PosteriorPPOTrainer
+from brite_lib.ppo import PosteriorPPOTrainer
 from brite_lib.problems import load_problems
 from brite_lib.rollouts import generate, open_sampler, sample, sample_seed
 from brite_lib.sft import rationale_sft, training_rows

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from brite_lib.params.base import PositiveInt, resolve_path
 from brite_lib.params.stage import ModelStageParams
@@ -70,6 +68,9 @@ def read_accelerate_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: one sentence naming the file, if it is missing or something else.
     """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
     if not path.is_file():
         raise ValueError(f"accelerate_config: there is no file {path}")
     try:
