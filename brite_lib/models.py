@@ -12,12 +12,13 @@ import torch
 from httpx import HTTPError
 from huggingface_hub import get_session, hf_hub_download, hf_hub_url, snapshot_download, try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_directory
-from brite_lib.params import LoraParams, is_path, resolve_path
+from brite_lib.params import LoraParams, is_path, resolve_path, suggestion
 from brite_lib.template import RationaleTemplate
 
 HUB_SECONDS = 5.0  # for the hub to answer, where an answer is not needed
@@ -68,7 +69,7 @@ def load_policy(
         model = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=torch_dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model: {path} could not be loaded: {str(error).splitlines()[0]}") from error
     if adapter is not None:
         if not (resolve_path(adapter) / "adapter_config.json").is_file():
@@ -103,7 +104,8 @@ def check_model(name_or_path: str | Path) -> str:
     path = resolve_path(name_or_path)
     if not path.is_dir():
         if is_path(str(name_or_path)):
-            raise InputError(f"model: there is no directory {name_or_path}")
+            hint = suggestion(path.name, [place.name for place in path.parent.glob("*/")])
+            raise InputError(f"model: there is no directory {name_or_path}{hint or '; run the stage that writes it first'}")
         return str(name_or_path)
     if not (path / "config.json").is_file():
         raise InputError(f"model: {path} has no config.json, so it is no Hugging Face model directory")

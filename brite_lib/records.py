@@ -202,7 +202,7 @@ def checked_digest(path: Path) -> str:
     outputs = read_record(record_path)["outputs"] if record_path.is_file() else {}
     written = {Path(key).name: digest for key, digest in outputs.items()}
     if not path.exists():
-        hint = f", though {record_path} lists it; run that stage again" if path.name in written else ""
+        hint = f", though {record_path} lists it; run that stage again" if path.name in written else "; run the stage that writes it first"
         raise InputError(f"{path}: is missing{hint}")
     digest = sha256_of(path)
     if written.get(path.name, digest) != digest:

@@ -1,6 +1,8 @@
 """Loading and saving model directories."""
 
 import copy
+import shutil
+from pathlib import Path
 
 import enumerable
 import pytest
@@ -9,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from brite_lib.errors import InputError
 from brite_lib.models import attach_lora, check_model, disable_dropout, load_policy, load_template, save_policy
-from brite_lib.params import LoraParams
+from brite_lib.params import PROJECT_ROOT, LoraParams
 
 IDS = torch.tensor([[5, 0, 1, 2]])
 
@@ -53,8 +55,10 @@ def test_dropout_is_off_also_in_training_mode():
 
 
 def test_bad_directories_are_named(tmp_path):
-    with pytest.raises(InputError, match="no directory"):
+    with pytest.raises(InputError, match="no directory .*; run the stage that writes it first"):
         check_model(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no directory assets/tiny-bsae; did you mean 'tiny-base'"):
+        check_model("assets/tiny-bsae")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"config\.json"):
         check_model(tmp_path / "empty")
@@ -62,6 +66,10 @@ def test_bad_directories_are_named(tmp_path):
     (tmp_path / "empty/pytorch_model.bin").write_bytes(b"\x80")
     with pytest.raises(InputError, match="safetensors"):
         check_model(tmp_path / "empty")
+    torn = Path(shutil.copytree(PROJECT_ROOT / "assets/tiny-base", tmp_path / "torn")) / "model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:1000])
+    with pytest.raises(InputError, match="torn could not be loaded: .*header"):
+        load_policy(torn.parent, device="cpu")
     with pytest.raises(InputError, match=r"adapter: .*adapter_config\.json"):
         load_policy("assets/tiny-base", adapter=tmp_path / "empty", device="cpu")
     with pytest.raises(InputError, match="device: 'cudda' cannot be used here"):

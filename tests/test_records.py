@@ -82,7 +82,7 @@ def test_upstream_files_are_checked(tmp_path):
     upstream.path("rationales.parquet").unlink()
     with pytest.raises(InputError, match=r"up/rationales.parquet: is missing, though .*stage.json lists it"):
         stage.add_input(upstream.path("rationales.parquet"))
-    with pytest.raises(InputError, match=r"nothing.parquet: is missing$"):
+    with pytest.raises(InputError, match=r"nothing.parquet: is missing; run the stage that writes it first$"):
         stage.add_input(tmp_path / "nothing.parquet")
     upstream.path("rationales.parquet").write_bytes(b"table")
     upstream.path("stage.json").write_text('{"stage": ')

@@ -158,7 +158,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield number, json.loads(line)
+                    yield number, json.loads(line.rstrip())
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: row {number}: is no JSON object: {error.msg} at column {error.colno}") from None
     except UnicodeDecodeError:
@@ -218,6 +218,8 @@ def _validated(rows: Iterable[tuple[int, Any]], name: str, place: str, benchmark
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             reason = "is missing" if first["type"] == "missing" else first["msg"]
+            if first["type"] == "string_type":
+                reason = f"must be a string, found {json.dumps(first['input'], default=str)[:60]}; write it in quotes"
             raise InputError(f"{where}: {'.'.join(map(str, first['loc']))}: {reason}") from None
         if problem.id in seen:
             raise InputError(f"{where}: id: {problem.id!r} is already in row {seen[problem.id]}")

@@ -75,7 +75,8 @@ question = toy.make_question(rng, 4, 1)
 print("question ", question, "   answer", toy.answer_of(question))
 for style in toy.STYLES:
     print(f"{style:9}", toy.write_rationale(question, style))
-pd.DataFrame({"steps": range(1, 10), "careful share": [round(toy.careful_share(n), 3) for n in range(1, 10)]}).T
+steps = pd.Index(range(1, 10), name="steps")
+pd.DataFrame({"careful share": [toy.careful_share(n) for n in steps]}, steps).T.round(3)
 
 # %% [markdown]
 # A sequence as the model sees it: one token per operation, per result and per digit. `#` is the boundary that ends $z$.
@@ -102,7 +103,7 @@ print("(c)", template.decode(template.judge_prompt_ids("3+4-2-9", judged) + temp
 # *Skills*: chains of 3 to 9 steps, mostly careful. *Habits*: the three levels with the style mixture above, and a
 # quarter of long chains with one total, still careful, so that the skill stays. As with large models, the second phase
 # changes what the model usually does, not what it can do. In both, 5 % of the answers are replaced at random: without
-# that noise one wrong step costs −15 nats and everything downstream is brittle.
+# that noise one wrong step costs −15 nats and everything downstream is brittle. It takes some minutes.
 
 # %%
 model = tiny_base.make_model(template, params.hidden_size, params.layers, params.seed)
@@ -119,6 +120,7 @@ for phase, steps, rate in (("skills", params.skill_steps, 1.0), ("habits", param
 
 # %%
 plots.training_curves(stage.path("metrics.jsonl"), ["loss"], title="nats per token; the fall is where it learns to add")
+
 # %% [markdown]
 # ## What it has become
 #

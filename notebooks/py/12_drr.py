@@ -176,7 +176,7 @@ attempts = runs[params.method]
 
 # %%
 results = drr.compare(runs, votes, params)
-pd.DataFrame(results).T.round(3).fillna("")
+pd.DataFrame(results).T.round(3).astype(object).fillna("")
 
 # %% [markdown]
 # By the cap on turns $T$. All judges see the same first attempts, so the first line is one number; *always reject* shows what trying again
