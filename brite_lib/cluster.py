@@ -1,10 +1,12 @@
-"""Runs whose stages are jobs of a cluster: what each asks for, and a Snakemake profile, checked before anything is submitted.
+"""Runs on a cluster: what each stage asks for, several nodes, and a Snakemake profile, checked before anything is submitted.
 
 See profiles/slurm and docs/scaling.md. Nothing here imports torch: the Snakefile is read again for every job.
 """
 
 import importlib.util
+import shlex
 import shutil
+import socket
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +35,22 @@ def asked_for(params: StageParams) -> Asked:
     device = "cpu" if getattr(params, "device", "cpu") == "cpu" else "gpu"
     per_node = -(-processes // nodes)
     return Asked(processes * (device == "gpu"), nodes, per_node * max(1, params.threads), per_node * MB_PER_PROCESS[device])
+
+
+def on_all_nodes(agent: Sequence[str], job: Sequence[str], nodes: int) -> list[str]:
+    """A command that starts ``accelerate launch`` once on every node of the Slurm job that this process runs in, each with its number.
+
+    The first node is this one: there the ranks meet, and there this process shows what the first of them prints.
+
+    Args:
+        agent: ``accelerate launch`` and its options.
+        job: what each of its processes runs.
+    """
+    numbered = f'{shlex.join(agent)} --main_process_ip {socket.gethostname()} --machine_rank "$SLURM_PROCID" {shlex.join(job)}'
+    # Processes of a job step are no children of this one; they end with their agent, which srun ends.
+    script = f"export BRITE_LAUNCHER_PID=$$; exec {numbered}"
+    options = ["--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpu-bind=none", "--kill-on-bad-exit=1"]
+    return ["srun", *options, "bash", "-c", script]
 
 
 def runs_on_cluster(profile: Path | None, options: Sequence[str], submits: bool = True) -> bool:

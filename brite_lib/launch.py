@@ -22,6 +22,7 @@ from IPython import get_ipython
 from IPython.display import HTML, display
 from torch import nn
 
+from brite_lib.cluster import on_all_nodes
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text
 from brite_lib.params import PROJECT_ROOT, TrainingStageParams, resolve_path
@@ -29,6 +30,7 @@ from brite_lib.params.training import read_accelerate_config
 
 CONFIGS = PROJECT_ROOT / "params/accelerate"
 FIRST_RANK = "[default0]:"  # how torch's elastic agent marks the lines of the first rank on this machine
+SECONDS_TO_END = 30.0  # for the processes on other machines
 SHOWN_LINES = 12  # of the log in JupyterLab
 
 
@@ -109,7 +111,10 @@ def _command(stage: str, params: TrainingStageParams, processes: int, directory:
     path, settings = accelerate_config(params)
     options = {"config_file": path, "num_processes": processes, "main_process_port": _port(settings), "tee": 3, "log_dir": directory}
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "brite_lib.train", stage, str(directory / "params.json")]
+    agent = [sys.executable, "-m", "accelerate.commands.launch", *flags]
+    job = ["-m", "brite_lib.train", stage, str(directory / "params.json")]
+    machines = settings.get("num_machines", 1)
+    return on_all_nodes(agent, job, machines) if machines > 1 and "SLURM_JOB_ID" in os.environ else [*agent, *job]
 
 
 def _port(settings: dict[str, Any]) -> int:
@@ -164,6 +169,10 @@ def _running(command: list[str], environment: dict[str, str]) -> Iterator[subpro
     try:
         yield agent
     finally:
+        if command[0] == "srun":  # which ends what it started on other machines, if it is asked
+            agent.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                agent.wait(SECONDS_TO_END)
         with suppress(psutil.NoSuchProcess):
             family = psutil.Process(agent.pid)
             for process in [family, *family.children(recursive=True)]:
