@@ -231,12 +231,11 @@ class Forecaster:
         params = spec.params
         if not isinstance(params, TrainingStageParams):
             return ALONE
-        own = params.accelerate_settings
-        there = None if self.gpus is None else self.gpus * own.get("num_machines", 1)
+        there = None if self.gpus is None else self.gpus * params.accelerate_settings.get("num_machines", 1)
         processes = params.processes if params.processes != "auto" else there or 1
         if there is not None and params.device != "cpu" and processes > there:
             raise InputError(f"{spec.key}: processes: {processes} are more than the {there} GPUs there are; set it to {there}, or to auto")
-        return Sharing(processes, own.get("distributed_type") == "FSDP")
+        return Sharing(processes, params.sharded)
 
     def _model(self, params: ModelStageParams) -> Any:
         lora, dtype = getattr(params, "lora", None), params.dtype

@@ -117,7 +117,7 @@ def stage_memory(params: ModelStageParams, model: "nn.Module", tokens: int, samp
         training=round(micro * tokens * per_token),
         scoring=round(batch * tokens * per_token / layers),
     )
-    return _divided(alone, model, isinstance(params, DpoParams), sharing) if _trains(params) else alone
+    return _divided(alone, model, sharing) if _trains(params) else alone
 
 
 def after_training(memory: Memory) -> Memory:
@@ -129,8 +129,8 @@ def after_training(memory: Memory) -> Memory:
     return replace(memory, critic=memory.critic // 4, optimizer=0, training=0)
 
 
-def _divided(alone: Memory, model: "nn.Module", copy_too: bool, sharing: Sharing) -> Memory:
-    """What each of several processes has; ``copy_too``: TRL divides DPO's frozen model too, while ψ-PPO's is scored whole."""
+def _divided(alone: Memory, model: "nn.Module", sharing: Sharing) -> Memory:
+    """What each of several processes has."""
     gradients = alone.critic // 4 + alone.optimizer // 3
     if not sharing.sharded:
         return replace(alone, exchange=gradients if sharing.processes > 1 else 0)
@@ -142,7 +142,7 @@ def _divided(alone: Memory, model: "nn.Module", copy_too: bool, sharing: Sharing
     return replace(
         alone,
         weights=share(alone.weights),
-        frozen_copy=share(alone.frozen_copy) if copy_too else alone.frozen_copy,
+        frozen_copy=share(alone.frozen_copy),
         adapters=share(alone.adapters),
         critic=share(alone.critic),
         optimizer=share(alone.optimizer),

@@ -15,7 +15,7 @@ from brite_lib import costs
 from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.models import attach_lora
-from brite_lib.params import DpoParams, ThetaParams, resolve_path
+from brite_lib.params import DpoParams, ThetaParams, TrainingStageParams, resolve_path
 from brite_lib.problems import load_problems
 from brite_lib.shared_batches import EachRowOnce, share
 from brite_lib.tables import read_rationales
@@ -165,6 +165,7 @@ def plain_forward(model: nn.Module) -> None:
 def trainer_settings(params: ThetaParams | DpoParams, checkpoints: str | Path) -> dict[str, Any]:
     """What TRL's configurations of SFT and DPO have in common: nothing truncated, nothing re-tokenised, every step logged."""
     micro_batch_size, passes = share(params.train_batch_size, params.micro_batch_size)
+    sharded = isinstance(params, TrainingStageParams) and params.sharded
     return {
         "output_dir": str(checkpoints),
         "num_train_epochs": params.epochs,
@@ -180,7 +181,8 @@ def trainer_settings(params: ThetaParams | DpoParams, checkpoints: str | Path) -
         "save_total_limit": 1,
         "logging_steps": 1,
         "max_length": None,
-        "bf16": params.dtype == "bfloat16",
+        "bf16": params.dtype == "bfloat16" and not sharded,  # FSDP would make its weights, gradients and moments float32
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": sharded}},  # else FSDP keeps gradients whole
         "use_cpu": params.device == "cpu" or not torch.cuda.is_available(),
         "report_to": "none",
         "disable_tqdm": True,

@@ -5,13 +5,14 @@ import copy
 import enumerable
 import pytest
 import torch
+from trl import SFTConfig
 
 from brite_lib import tiny_base
 from brite_lib.checkpointing import resume_step
 from brite_lib.errors import InputError
 from brite_lib.models import load_policy
 from brite_lib.params import ThetaParams
-from brite_lib.sft import human_rows, rationale_sft, training_rows
+from brite_lib.sft import human_rows, rationale_sft, trainer_settings, training_rows
 
 SETTINGS = {"epochs": 6, "train_batch_size": 2, "micro_batch_size": 1, "learning_rate": 3e-3, "save_steps": 4, "device": "cpu"}
 
@@ -103,6 +104,16 @@ def test_training_says_how_far_it_is(tmp_path, monkeypatch, capsys):
     rationale_sft(enumerable.model(0), training_rows(rows()[:1] * 8, rules), rules, ThetaParams.parse(SETTINGS), tmp_path)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("training")]
     assert lines[0].startswith("training:   4% 1/24") and lines[-1].startswith("training: 100% 24/24")
+
+
+def test_fsdp_keeps_neither_whole_gradients_nor_float32_copies(tmp_path):
+    """The Trainer's own choice would be both: no exchange between the passes of a step, and float32 for what bf16 trains."""
+    settings = {
+        name: SFTConfig(**trainer_settings(ThetaParams(dtype="bfloat16", accelerate_config=name), tmp_path))
+        for name in ("auto", "params/accelerate/fsdp2-two-nodes.yaml")
+    }
+    assert [config.bf16 for config in settings.values()] == [True, False]
+    assert [c.accelerator_config.gradient_accumulation_kwargs["sync_each_batch"] for c in settings.values()] == [False, True]
 
 
 def test_nothing_to_train_on_leaves_the_model_alone(tmp_path, capsys):

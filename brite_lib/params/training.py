@@ -44,6 +44,11 @@ class TrainingStageParams(ModelStageParams):
         """The settings of the ``accelerate_config`` file; empty for auto, which is one machine with DDP."""
         return {} if self.accelerate_config == "auto" else read_accelerate_config(resolve_path(self.accelerate_config))
 
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP divides the model among the processes."""
+        return self.accelerate_settings.get("distributed_type") == "FSDP"
+
     def check_shares(self, processes: int) -> None:
         """Refuse totals that ``processes`` can't share evenly: each must have as much to do as the others.
 
