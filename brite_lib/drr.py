@@ -263,7 +263,7 @@ def train_discriminator(
         callbacks=[TrainerLog(log)] if log else None,
     )
     tuned.remove_callback(PrinterCallback)
-    result = train_on(tuned, checkpoints)
+    train_on(tuned, checkpoints)
     plain_forward(judge.model)
     read = [len(judge.input_ids(row)) for row in learned]
     costs.add(round(params.epochs * costs.ModelCost.of(judge.model).training(read, logits=0)))  # all of it, also after a resume
@@ -274,7 +274,7 @@ def train_discriminator(
     errors = error_rates(truth, [value >= judge.threshold for value in scores])
     return judge, {
         "loss": losses[-1] if losses else float("nan"),
-        "steps": result.global_step,
+        "steps": tuned.state.global_step,
         "tokens_trained": round(sum(read) * params.epochs),
         "attempts": len(rows),
         "accept_share": accept_share,
