@@ -24,6 +24,7 @@ from brite_lib.files import atomic_write_text
 from brite_lib.params import is_toy, method_order, resolve_path
 from brite_lib.pipeline_graph import draw, stage_graph
 from brite_lib.records import read_metrics, read_record
+from brite_lib.report_notes import FIGURE_NOTES, METHOD_NOTES
 from brite_lib.results import collect
 from brite_lib.run_tables import (
     cost_table,
@@ -34,35 +35,12 @@ from brite_lib.run_tables import (
     sampling_table,
     stage_table,
     task_of,
+    unfinished,
     written_table,
 )
 from brite_lib.stats import paired_difference
 from brite_lib.tables import read_predictions
 
-METHOD_NOTES = {
-    "base": "θ before any training",
-    "sft": "θ trained on the human rationales",
-    "sft_careless": "θ trained on rationales of the careless annotator",
-    "sft_careful": "θ trained on rationales of the careful annotator",
-    "rs": "θ trained on one random correct rationale of N samples per problem",
-    "posterior": "as rs, but sampled until every problem has a hit: a perfect E-step",
-    "brite_psi": "Qψ itself, answering",
-    "brite": "θ trained on rationales of Qψ",
-    "raft": "θ trained on all different correct samples (RAFT, RFT)",
-    "star": "as rs, and failed problems are tried again with the answer as a hint (STaR)",
-    "rest_em": "θ trained on its samples, weighted by exp(R/β) (ReST-EM)",
-    "iterative_dpo": "θ trained on pairs of a correct and an incorrect sample of its own, iteration by iteration",
-    "brite_dpo": "as iterative_dpo, with the pairs from Qψ",
-    "latro": "θ rewards its own rationales by its likelihood of y*, and learns y* (LaTRO)",
-    "grpo": "θ trained on a verifier's rewards, standardised in groups (GRPO, RLVR)",
-    "rloo": "θ trained on a verifier's rewards, leave-one-out baseline (RLOO)",
-    "verifree": "θ trained on P(y*|x,z) itself (VeriFree)",
-    "student": "another base model before any training",
-    "distil_sft": "the student trained on the human rationales",
-    "distil_rs": "the student trained on what rs learns from",
-    "distil_brite": "the student trained on rationales of Qψ",
-    "drr": "θ as it is, asked again while a discriminator rejects (DRR); more tokens per answer than the others",
-}
 DIFFERENCES = (
     ("brite", "rs", "the whole gain"),
     ("posterior", "rs", "of it: problems that rs misses"),
@@ -90,6 +68,7 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_TEMPLATES.tests["numbers"] = lambda column: column.dtype.kind in "if" or column.astype(str).str.fullmatch(r"[−–]?[\d.,]*").all()
 
 
 class Html(str):
@@ -236,7 +215,7 @@ def figures(run: Run) -> dict[str, Figure]:
     metric = "pass@1" if any(row["metric"] == "pass@1" for row in run.rows) else run.rows[0]["metric"]
     pictures = {f"Accuracy ({metric}) of each method": plots.result_bars(run.rows, metric, folder / "results.png")}
     if len({row["benchmark"] for row in run.rows if row["metric"] == metric}) > 1:
-        pictures[f"{metric} by method and benchmark"] = plots.result_heatmap(run.rows, metric, folder / "heatmap.png")
+        pictures[f"Heat map of {metric} by method and benchmark"] = plots.result_heatmap(run.rows, metric, folder / "heatmap.png")
     band = "; band: range of seeds" if len({record["seed"] for record in run.records.values()}) > 1 else ""
     for kind, setting, file, names in (("ψ-update", "kl_coef", "psi", PSI_METRICS), ("θ-update", "rationales", "theta", ("loss",))):
         for task, logs in _logged(run, setting).items():
@@ -305,6 +284,7 @@ def write_html(run: Run, pictures: Mapping[str, Figure], path: str | Path, brows
     page = _TEMPLATES.get_template("report.html.j2").render(
         run=run,
         facts=provenance(run),
+        unfinished=unfinished(run),
         metric=main,
         splits=" and ".join(sorted({record["params"]["split"] for record in run.evaluations.values()})),
         results=results[results["metric"] == main].drop(columns="metric"),
@@ -313,7 +293,7 @@ def write_html(run: Run, pictures: Mapping[str, Figure], path: str | Path, brows
         monitored=monitor_table(run),
         differences=difference_table(run, main),
         one_answer=one_answer_table(run, DIFFERENCES),
-        pictures={caption: _image(figure) for caption, figure in pictures.items()},
+        pictures={caption: _image(figure) | {"note": _note(caption)} for caption, figure in pictures.items()},
         examples=rationales(run),
         browser=browser,
         learned=learned_table(run),
@@ -368,6 +348,11 @@ def _image(figure: Figure) -> dict[str, Any]:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     source = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
     return {"source": source, "wide": figure.get_figwidth() > 5}
+
+
+def _note(caption: str) -> str:
+    """What to look at in a figure; its caption may name a task behind that of the note."""
+    return next((note for start, note in FIGURE_NOTES.items() if caption.startswith(start)), "")
 
 
 def _interval(low: float | None, high: float | None) -> str:

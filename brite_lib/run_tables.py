@@ -152,6 +152,17 @@ def hash_table(run: "Run") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def unfinished(run: "Run") -> dict[str, str]:
+    """Why a stage that was started is not in the run: the sentence that it failed with, if it could leave one."""
+    found = {}
+    for directory in sorted(run.dir.glob("seed*/*/")):
+        if not (directory / "stage.json").is_file():
+            error = directory / "error.txt"
+            reason = error.read_text(encoding="utf-8").strip() if error.is_file() else "not finished"
+            found[directory.relative_to(run.dir).as_posix()] = reason
+    return found
+
+
 def task_of(key: str, record: dict[str, Any]) -> str:
     """The task in the name of a stage's directory; empty if the run has only one."""
     return Path(key).name.removesuffix(record["stage"]).rstrip(".")

@@ -218,3 +218,25 @@ def test_the_notebook_writes_all_three_files(tmp_path):
         exec(compile(source, "06_report", "exec"), namespace)
     assert {"report.html", "results.json", "results.csv"} <= {path.name for path in run.iterdir()}
     assert len(json.loads((run / "results.json").read_text())) == 15
+
+
+def test_a_half_finished_run_says_what_is_missing(tmp_path):
+    write_toy_run(tmp_path / "run")
+    for stage in ("brite", "eval_brite"):
+        (tmp_path / "run/seed0" / stage / "stage.json").unlink()
+    (tmp_path / "run/seed0/brite/error.txt").write_text("rows.jsonl: row 3: <b>answer: is missing\n")
+    run = report.load_run(tmp_path / "run")
+    assert report.unfinished(run) == {"seed0/brite": "rows.jsonl: row 3: <b>answer: is missing", "seed0/eval_brite": "not finished"}
+    page = report.write_html(run, {}, tmp_path / "report.html").read_text()
+    assert "<dt>seed0/brite</dt><dd>rows.jsonl: row 3: &lt;b&gt;answer" in page
+    write_toy_run(tmp_path / "whole")
+    assert "Not finished" not in report.write_html(report.load_run(tmp_path / "whole"), {}, tmp_path / "report.html").read_text()
+
+
+def test_every_picture_says_what_to_look_at(tmp_path):
+    write_toy_run(tmp_path / "run", levels=("easy", "hard"))
+    run = report.load_run(tmp_path / "run")
+    captions = report.figures(run)
+    page = report.write_html(run, captions, tmp_path / "report.html").read_text()
+    assert len(captions) >= 7 and page.count("<figcaption>") == len(captions)
+    assert all(report._note(caption) for caption in captions)

@@ -36,12 +36,15 @@ params.difference()
 
 # %%
 from brite_lib import report
+from brite_lib.records import metric_table
 from brite_lib.results import write_results
 from brite_lib.viewer import embedded, to_html
 
 run = report.load_run(params.run_dir, params.title)
 print(run.title, "·", len(run.records), "stages")
-report.provenance(run)
+for name, reason in report.unfinished(run).items():
+    print(f"not in this report: {name}: {reason}")
+metric_table(report.provenance(run))
 
 # %% [markdown]
 # ## Accuracy
@@ -51,6 +54,10 @@ report.provenance(run)
 
 # %%
 report.result_table(run)
+
+# %% [markdown]
+# What to look at: the bars, and then why they differ. Does the ELBO of the ψ-update rise and settle? Do the methods that are right more often
+# think longer? Whose rationales surprise θ, and (on the toy task) who derives, skips or guesses? In `report.html` each picture has its note.
 
 # %%
 pictures = report.figures(run)
@@ -76,7 +83,8 @@ report.one_answer_table(run, report.DIFFERENCES)
 # Where stages measured it (`monitor_problems`): log P(y*|x, θ) and the ELBO on fixed held-out problems, after every update.
 
 # %%
-report.monitor_table(run)
+monitored = report.monitor_table(run)
+"no stage had one" if monitored.empty else monitored
 
 # %% [markdown]
 # ## Rationales
