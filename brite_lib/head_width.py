@@ -18,12 +18,11 @@ from torch import Tensor
 from brite_lib.errors import InputError
 
 
-def widen_heads(model: str, adapter: str | None, widths: Sequence[int], directory: str | Path) -> tuple[str, str | None]:
-    """The model and its LoRA adapter as they are if their heads have one of ``widths``, else widened copies below ``directory``.
+def wider_heads(model: str, widths: Sequence[int]) -> tuple[int, int] | None:
+    """The width of the model's heads and the next of ``widths``; None if the heads are as they have to be.
 
     Args:
-        model: model directory; exact for the Llama architecture with plain rotary embeddings.
-        adapter: PEFT directory or None.
+        model: model directory; :func:`widened` is exact for the Llama architecture with plain rotary embeddings.
 
     Raises:
         InputError: for any other architecture whose heads have another width.
@@ -32,22 +31,27 @@ def widen_heads(model: str, adapter: str | None, widths: Sequence[int], director
     text = config.get("text_config") or config
     old = text.get("head_dim") or text.get("hidden_size", 0) // (text.get("num_attention_heads") or 1)
     if not old or old in widths:
-        return model, adapter
+        return None
     new = next((width for width in sorted(widths) if width > old), None)
     rope = config.get("rope_parameters") or {}
     if new is None or config.get("model_type") != "llama" or rope.get("rope_type", "default") != "default":
         raise InputError(f"this engine has no attention for heads of {old} numbers, only of {', '.join(map(str, widths))}; use engine: hf")
-    copies = [Path(directory) / "model", Path(directory) / "adapter"]
-    for source, copy in zip([model, adapter], copies, strict=True):
-        if source:
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
-            for file in Path(source).glob("*.safetensors"):
-                wide = {name: _widened(name, tensor, old, new) for name, tensor in load_file(file).items()}
-                save_file(wide, copy / file.name, metadata={"format": "pt"})
-    config |= {"head_dim": new, "rope_parameters": {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": "default", **rope}}
-    config["rope_parameters"]["partial_rotary_factor"] = old / new
-    (copies[0] / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return str(copies[0]), str(copies[1]) if adapter else None
+    return old, new
+
+
+def widened(source: str, copy: str | Path, old: int, new: int) -> str:
+    """A copy of a model directory, or of a PEFT adapter's, with heads of ``new`` numbers instead of ``old``."""
+    copy = Path(copy)
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+    for file in Path(source).glob("*.safetensors"):
+        wide = {name: _widened(name, tensor, old, new) for name, tensor in load_file(file).items()}
+        save_file(wide, copy / file.name, metadata={"format": "pt"})
+    if (copy / "config.json").is_file():
+        config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+        rope = {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": "default", **(config.get("rope_parameters") or {})}
+        config |= {"head_dim": new, "rope_parameters": rope | {"partial_rotary_factor": old / new}}
+        (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return str(copy)
 
 
 def _widened(name: str, tensor: Tensor, old: int, new: int) -> Tensor:

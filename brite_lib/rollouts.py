@@ -9,7 +9,6 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -24,14 +23,14 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from brite_lib import costs
 from brite_lib.errors import InputError
 from brite_lib.likelihood import length_sorted, pad_sequences, score
-from brite_lib.models import adapter_base, empty_model, load_policy, local_model, merged
+from brite_lib.models import adapter_base, empty_model, load_policy, local_model
 from brite_lib.params import check_engine, resolve_path, suggestion
 from brite_lib.problems import Problem
 from brite_lib.progress import progress
 from brite_lib.tables import RATIONALES
 from brite_lib.template import Completion, RationaleTemplate
 from brite_lib.verify import judge
-from brite_lib.vllm_engine import SCRATCH, VllmEngine, visible_devices
+from brite_lib.vllm_engine import SCRATCH, Drawn, VllmEngine, visible_devices
 
 Sampler = nn.Module | VllmEngine
 NOISE_BLOCK = 2**16  # random numbers drawn at once per sample, at the most
@@ -85,6 +84,8 @@ def open_sampler(
     device: str = "auto",
     dtype: str = "auto",
     directory: Path | None = None,
+    memory: float | None = None,
+    sleeps: bool = False,
 ) -> Iterator[Sampler]:
     """What :func:`generate` and :func:`sample` draw from, for the length of a ``with`` block.
 
@@ -94,6 +95,7 @@ def open_sampler(
     Args:
         saved_as: where the weights of a module lie; None: vLLM reads a temporary copy (with LoRA, of the adapter alone).
         directory: an existing one for ``vllm.log`` and the copy; None: the system's temporary directory.
+        memory, sleeps: of vLLM's engines, see :class:`brite_lib.vllm_engine.VllmEngine`.
 
     Raises:
         InputError: for an unknown engine, or one that is not installed or can't run this model.
@@ -111,7 +113,7 @@ def open_sampler(
             path, adapter = _saved(source, Path(copy)) if isinstance(source, nn.Module) else _base_and_adapter(source)
             path = local_model(path)
             cost = costs.ModelCost.of(model if isinstance(model, nn.Module) else empty_model(path))
-            with VllmEngine(path, adapter, dtype, visible_devices(device), directory, cost) as running:
+            with VllmEngine(path, adapter, dtype, visible_devices(device), directory, cost, memory, sleeps) as running:
                 yield running
     else:
         raise InputError(f"engine: {engine!r} is unknown{suggestion(str(engine), ['hf', 'vllm'])}")
@@ -137,12 +139,10 @@ def sample(
         stop_at_boundary: stop once z is complete and sample no y (reward (i) needs none).
         desc: progress is shown under this name; empty: none is.
     """
-    one_token = stop_at_boundary and len(template.boundary_ids) == 1
-    watch_text = stop_at_boundary and not one_token
-    config = _generation_config(template, max_new_tokens, template.boundary_ids if one_token else [])
     if isinstance(model, VllmEngine):
-        drawn = model.sample(prompts, seeds, config.eos_token_id, temperature, max_new_tokens).ids
-        return [ids[: template.boundary_end(ids)] for ids in drawn] if watch_text else drawn
+        return sample_with_vllm(model, template, prompts, seeds, temperature, max_new_tokens, stop_at_boundary).ids
+    stops, watch_text = _stops(template, stop_at_boundary)
+    config = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=template.pad_id)
     completions: list[list[int]] = [[] for _ in prompts]
     device = next(model.parameters()).device
     with torch.no_grad(), _plain_generation(model) as causal:
@@ -162,6 +162,28 @@ def sample(
                 completions[i] = ids[: template.boundary_end(ids)] if watch_text else ids
     costs.add(costs.ModelCost.of(model).sampling([len(prompt) for prompt in prompts], [len(ids) for ids in completions]))
     return completions
+
+
+def sample_with_vllm(
+    engine: VllmEngine,
+    template: RationaleTemplate,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    temperature: float,
+    max_new_tokens: int,
+    stop_at_boundary: bool = False,
+) -> Drawn:
+    """As :func:`sample`, with the log-probabilities of the tokens.
+
+    vLLM watches tokens and no text: behind a boundary of several tokens it samples on, to the end token or the limit, and what
+    follows the boundary is cut off.
+    """
+    stops, watch_text = _stops(template, stop_at_boundary)
+    drawn = engine.sample(prompts, seeds, stops, temperature, max_new_tokens)
+    if not watch_text:
+        return drawn
+    ids = [row[: template.boundary_end(row)] for row in drawn.ids]
+    return Drawn(ids, [values[: len(row)] for row, values in zip(ids, drawn.log_probs, strict=True)])
 
 
 def generate(
@@ -303,15 +325,18 @@ def _base_and_adapter(model: str | Path) -> tuple[str | Path, str | Path | None]
     return (base, resolve_path(model)) if base else (model, None)
 
 
-def _saved(model: nn.Module, directory: Path) -> tuple[str | Path, str | Path | None]:
-    """The weights of a module on disk, as model and adapter; an adapter is not merged where its base lies on disk already."""
-    if isinstance(model, PeftModel):
-        if base := model.active_peft_config.base_model_name_or_path:
-            model.save_pretrained(directory)
-            return base, directory
-        model = merged(deepcopy(model))
-    model.save_pretrained(directory)
-    return directory, None
+def _saved(model: nn.Module, directory: Path) -> tuple[str | Path, Path | None]:
+    """The weights of a module on disk, as model and adapter; the base of an adapter is written only if it does not lie there already."""
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(directory)
+        return directory, None
+    model.save_pretrained(directory / "adapter")
+    path = model.active_peft_config.base_model_name_or_path
+    if not path:  # θ carried an adapter that was merged
+        path, base = directory / "base", model.get_base_model()
+        own = {name: tensor for name, tensor in base.state_dict().items() if model.base_model.prefix not in name}
+        base.save_pretrained(path, state_dict={name.replace(".base_layer", ""): tensor for name, tensor in own.items()})
+    return path, directory / "adapter"
 
 
 @contextmanager
@@ -328,9 +353,10 @@ def _plain_generation(model: nn.Module) -> Iterator[nn.Module]:
         model.train(was_training)
 
 
-def _generation_config(template: RationaleTemplate, max_new_tokens: int, boundary: list[int]) -> GenerationConfig:
-    stops = [*template.stop_ids, *boundary]
-    return GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=template.pad_id)
+def _stops(template: RationaleTemplate, stop_at_boundary: bool) -> tuple[list[int], bool]:
+    """The tokens that end a sample, and whether its text has to be watched, for a boundary that is not one token."""
+    one_token = stop_at_boundary and len(template.boundary_ids) == 1
+    return [*template.stop_ids, *(template.boundary_ids if one_token else [])], stop_at_boundary and not one_token
 
 
 def _trim(ids: list[int], stops: list[int]) -> list[int]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -29,7 +29,7 @@ class Drawn(NamedTuple):
     """Sampled tokens and their natural-log probabilities under the model itself (temperature 1), one list per prompt."""
 
     ids: list[list[int]]
-    log_probs: list[list[float]]
+    log_probs: list[list[float]] | None  # None: not known
 
 
 class VllmEngine:
@@ -42,6 +42,8 @@ class VllmEngine:
         devices: what each engine may see as ``CUDA_VISIBLE_DEVICES``; None is the CPU. See :func:`visible_devices`.
         directory: where ``vllm.log`` is kept and scratch files go; None: the system's, and the log stays only after an error.
         cost: of the model, to count what it computes (:mod:`brite_lib.costs`); None: nothing is counted.
+        memory: share of each GPU that its engine may take; None: nine tenths of what is free when it starts.
+        sleeps: it can :meth:`sleep`; GPUs only.
 
     Raises:
         InputError: on entering, if vLLM is not installed or can't run this model; the log has the traceback.
@@ -55,9 +57,12 @@ class VllmEngine:
         devices: Sequence[str | None] = (None,),
         directory: str | Path | None = None,
         cost: costs.ModelCost | None = None,
+        memory: float | None = None,
+        sleeps: bool = False,
     ):
         self.max_length = 0  # of prompt and completion together, known once the engine runs
         self._settings = {"model": os.path.abspath(model), "adapter": adapter and os.path.abspath(adapter), "dtype": dtype}
+        self._settings |= {"memory": memory, "sleeps": sleeps}
         self._devices, self._directory, self._cost = devices, directory, cost
         self._workers: list[_Worker] = []
         self._stack = ExitStack()
@@ -113,19 +118,51 @@ class VllmEngine:
         places = shares(len(prompts), len(self._workers))
         fixed = {"stop_ids": list(stop_ids), "temperature": temperature, "max_new_tokens": max_new_tokens}
         drawn: dict[_Worker, Drawn] = {}
-        try:
+        with self._whole():
             for worker, place in zip(self._workers, places, strict=True):
-                worker.send({"prompts": prompts[place], "seeds": seeds[place], **fixed})
+                worker.send(("sample", {"prompts": prompts[place], "seeds": seeds[place], **fixed}))
             for _ in progress(self._finished(drawn), total=len(prompts), desc=desc):
                 pass
-        except BaseException:  # an interrupt too: engines in the middle of something are of no use
-            self._stack.__exit__(*sys.exc_info())
-            raise
         parts = [drawn[worker] for worker in self._workers]
         ids = [row for part in parts for row in part.ids]
         if self._cost:
             costs.add(self._cost.sampling([len(prompt) for prompt in prompts], [len(row) for row in ids]))
         return Drawn(ids, [row for part in parts for row in part.log_probs])
+
+    def load(self, directory: str | Path) -> None:
+        """Sample from another adapter from now on, or, where the engine has none, from other weights of the same model.
+
+        Args:
+            directory: as ``adapter``, or as ``model``; no longer read when this returns.
+
+        Raises:
+            RuntimeError: as :meth:`sample`.
+        """
+        self._tell("load", {"directory": os.path.abspath(directory)})
+
+    def sleep(self) -> None:
+        """Free the GPUs' memory until :meth:`load`, which must come before the next sample.
+
+        Raises:
+            RuntimeError: as :meth:`sample`.
+        """
+        self._tell("sleep", {})
+
+    def _tell(self, job: str, arguments: dict[str, Any]) -> None:
+        with self._whole():
+            for worker in self._workers:
+                worker.send((job, arguments))
+            for worker in self._workers:
+                worker.receive(job)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """All engines end on an error, an interrupt too: in the middle of something they are of no use."""
+        try:
+            yield
+        except BaseException:
+            self._stack.__exit__(*sys.exc_info())
+            raise
 
     def _finished(self, drawn: dict["_Worker", Drawn]) -> Iterator[None]:
         """Once for every completion that has ended; fills ``drawn``."""

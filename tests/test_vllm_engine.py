@@ -14,9 +14,10 @@ from transformers.models.llama import modeling_llama
 
 from brite_lib import run
 from brite_lib.errors import InputError
-from brite_lib.head_width import widen_heads
+from brite_lib.head_width import widened, wider_heads
 from brite_lib.models import attach_lora, load_policy, load_template
 from brite_lib.params import PROJECT_ROOT, EvalParams, LoraParams, PsiParams
+from brite_lib.ppo import PosteriorPPOTrainer
 from brite_lib.rollouts import _saved, generate, open_sampler
 from brite_lib.vllm_engine import VllmEngine, shares, visible_devices
 from brite_lib.vllm_worker import room_for_rank
@@ -28,7 +29,10 @@ HOW_TO_INSTALL = r"engine: vllm is not installed here: pip install -e '\.\[vllm\
 def adapted(path):
     """A model with an adapter that changes what it computes."""
     torch.manual_seed(0)
-    policy = load_policy(path, lora=LoraParams(r=4, alpha=8))
+    return with_other_weights(load_policy(path, lora=LoraParams(r=4, alpha=8)))
+
+
+def with_other_weights(policy):
     for name, weight in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
@@ -49,14 +53,35 @@ def test_vllm_that_is_not_installed_is_one_sentence_before_anything_loads(withou
     with pytest.raises(InputError, match=HOW_TO_INSTALL):
         EvalParams.from_notebook({"engine": "vllm"})
     assert EvalParams(engine="vllm").engine == "vllm"  # a file of settings is valid anywhere
+    with pytest.raises(InputError, match=f"rollout_{HOW_TO_INSTALL}"):
+        PsiParams.from_notebook({"rollout_engine": "vllm"})
+    with pytest.raises(InputError, match=f"rollout_{HOW_TO_INSTALL}"):
+        PosteriorPPOTrainer(enumerable.model(0), enumerable.template(), enumerable.problems(), PsiParams(rollout_engine="vllm"))
 
 
-def test_a_run_that_needs_vllm_does_not_begin_without_it(without_vllm, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"processes": 2}, "rollout_engine: vllm draws for one process, not for processes: 2"),
+        ({"device": "mps"}, "rollout_engine: vllm does not run on device: mps; set rollout_engine: hf"),
+        ({"rollout_device": "cpu"}, "rollout_device must be auto, or a GPU such as cuda:1, not 'cpu'"),
+        ({"rollout_memory": 1.0}, "rollout_memory: Input should be less than 1"),
+        ({"importance_cap": 0.9}, "importance_cap: Input should be greater than or equal to 1"),
+    ],
+)
+def test_rollouts_that_vllm_cannot_draw_are_refused(settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        PsiParams.parse({"rollout_engine": "vllm"} | settings)
+
+
+@pytest.mark.parametrize(("section", "parameter"), [("common", "engine"), ("psi", "rollout_engine")])
+def test_a_run_that_needs_vllm_does_not_begin_without_it(section, parameter, without_vllm, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "_snakemake", lambda *_: pytest.fail("a stage would have run"))
     path = tmp_path / "x.yaml"
-    path.write_text("{name: test-no-vllm, methods: [base], tasks: [{name: t, data: 'toy:easy'}], common: {engine: vllm}}")
+    tasks = "[{name: t, data: 'toy:easy'}]"
+    path.write_text(f"{{name: test-no-vllm, methods: [base, brite], tasks: {tasks}, {section}: {{{parameter}: vllm}}}}")
     assert run.main([str(path)]) == 2
-    assert capsys.readouterr().err.startswith("error: engine: vllm is not installed here: ")
+    assert capsys.readouterr().err.startswith(f"error: {parameter}: vllm is not installed here: ")
     assert run.main([str(path), "--plan"]) == 0  # what a run elsewhere would cost
 
 
@@ -77,20 +102,23 @@ def test_with_hf_the_sampler_is_the_model_itself():
         assert sampler is model
 
 
-def test_an_adapter_directory_is_its_base_with_the_adapter_and_one_on_merged_weights_is_saved_whole(tmp_path):
+def test_an_adapter_directory_is_its_base_with_the_adapter_and_one_on_merged_weights_brings_its_base(tmp_path):
     policy = adapted(BASE)
-    assert _saved(policy, tmp_path / "adapter") == (str(BASE), tmp_path / "adapter")  # vLLM adds it to the base, unmerged
-    theta = load_policy(tmp_path / "adapter")
-    ids = torch.tensor([load_template(tmp_path / "adapter").prompt_ids("3+4-5")])
+    adapter = tmp_path / "one/adapter"
+    assert _saved(policy, tmp_path / "one") == (str(BASE), adapter)  # vLLM adds it to the base, unmerged
+    theta = load_policy(adapter)
+    ids = torch.tensor([load_template(adapter).prompt_ids("3+4-5")])
     with torch.no_grad():
         torch.testing.assert_close(theta(input_ids=ids).logits, policy(input_ids=ids).logits)
-        psi = attach_lora(theta, LoraParams(r=2, alpha=2))
-        path, adapter = _saved(psi, tmp_path / "whole")  # the base on disk lacks the first adapter
-        assert (path, adapter) == (tmp_path / "whole", None)
-        torch.testing.assert_close(load_policy(path)(input_ids=ids).logits, psi(input_ids=ids).logits)
-    (tmp_path / "adapter/adapter_config.json").write_text('{"base_model_name_or_path": null}')
+        psi = with_other_weights(attach_lora(theta, LoraParams(r=2, alpha=2)))
+        path, second = _saved(psi, tmp_path / "two")  # the base on disk lacks the first adapter
+        assert (path, second) == (tmp_path / "two/base", tmp_path / "two/adapter")
+        torch.testing.assert_close(load_policy(path)(input_ids=ids).logits, policy(input_ids=ids).logits)
+        assert (psi(input_ids=ids).logits - policy(input_ids=ids).logits).abs().max() > 0.1
+        torch.testing.assert_close(load_policy(path, second)(input_ids=ids).logits, psi(input_ids=ids).logits)
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
     with pytest.raises(InputError, match="does not name its base_model_name_or_path"):
-        load_policy(tmp_path / "adapter")
+        load_policy(adapter)
 
 
 def test_stages_that_sample_have_an_engine():
@@ -146,25 +174,26 @@ def test_the_room_for_an_adapter_is_the_next_rank_that_vllm_knows(tmp_path):
 
 def test_a_llama_with_wider_heads_is_the_same_function(tmp_path, monkeypatch):
     """With an adapter on every linear layer. Hugging Face's Llama has no partial rotation, so the test brings it."""
-    assert widen_heads(str(BASE), None, [24, 32], tmp_path / "same") == (str(BASE), None)
+    assert wider_heads(str(BASE), [24, 32]) is None
+    assert wider_heads(str(BASE), [16, 64, 32]) == (24, 32)
     policy = adapted(BASE)
     policy.save_pretrained(tmp_path / "adapter")
-    wide = widen_heads(str(BASE), str(tmp_path / "adapter"), [16, 32, 64], tmp_path / "wide")
-    config = json.loads((tmp_path / "wide/model/config.json").read_text())
+    wide = [widened(str(source), tmp_path / f"wide-{source.name}", 24, 32) for source in (BASE, tmp_path / "adapter")]
+    config = json.loads((tmp_path / f"wide-{BASE.name}/config.json").read_text())
     assert (config["head_dim"], config["rope_parameters"]["partial_rotary_factor"]) == (32, 0.75)
     ids = torch.tensor([load_template(BASE).prompt_ids("3+4-5")])
-    widened = load_policy(wide[0], adapter=wide[1])
+    wide_policy = load_policy(wide[0], adapter=wide[1])
     with torch.no_grad():
         expected = policy(input_ids=ids).logits
         assert (policy.get_base_model()(input_ids=ids).logits - load_policy(BASE)(input_ids=ids).logits).abs().max() > 0.1
-        widened.get_base_model().model.rotary_emb.inv_freq = policy.get_base_model().model.rotary_emb.inv_freq
+        wide_policy.get_base_model().model.rotary_emb.inv_freq = policy.get_base_model().model.rotary_emb.inv_freq
 
         def rotate_the_old_places(q, k, cos, sin, rotate=modeling_llama.apply_rotary_pos_emb):
             turned = rotate(q[..., :24], k[..., :24], cos, sin)
             return [torch.cat([part, whole[..., 24:]], dim=-1) for part, whole in zip(turned, (q, k), strict=True)]
 
         monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", rotate_the_old_places)
-        torch.testing.assert_close(widened(input_ids=ids).logits, expected)
+        torch.testing.assert_close(wide_policy(input_ids=ids).logits, expected)
 
 
 def test_heads_that_cannot_be_widened_are_refused(tmp_path):
@@ -175,4 +204,4 @@ def test_heads_that_cannot_be_widened_are_refused(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"hidden_size": 96, "num_attention_heads": 4} | config))
         with pytest.raises(InputError, match="no attention for heads of 24 numbers, only of 32, 64; use engine: hf"):
-            widen_heads(str(tmp_path / name), None, [32, 64], tmp_path / "wide")
+            wider_heads(str(tmp_path / name), [32, 64])

@@ -160,6 +160,35 @@ def test_a_module_in_memory_is_sampled_as_it_is(lora):
     assert largest_difference(rows, load_policy(BASE)) > 0.1
 
 
+def after_training(policy, seed):
+    """Other weights wherever the policy is trained."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    return policy
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_running_engine_takes_other_weights(lora, tmp_path):
+    """The head and the embedding, which are tied, and what was computed before (prefixes) included. Sleep frees nothing on a CPU,
+    but goes the way it would go on a GPU: weights first, then the cache."""
+    policy = with_adapter(2) if lora else load_policy(BASE)
+    with open_sampler(policy, "vllm") as running:
+        for seed in range(3):
+            before = drawn(running, temperature=0.0)
+            after_training(policy, seed).save_pretrained(tmp_path / str(seed))
+            assert largest_difference(drawn(running, n=2), policy) > 0.05  # it has yet to be told
+            if seed:
+                running.sleep()
+            running.load(tmp_path / str(seed))
+            assert largest_difference(drawn(running), policy) < 1e-3
+            found = drawn(running, temperature=0.0)
+            assert completions(found) == completions(drawn(policy, temperature=0.0))
+            assert completions(found) != completions(before)
+
+
 def test_two_engines_share_the_prompts_and_keep_their_order(engine):
     with VllmEngine(BASE, devices=[None, None]) as pair:
         assert len(workers()) == 3  # with the one of the other tests
