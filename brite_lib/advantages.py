@@ -4,6 +4,7 @@ Notation: B completions, T action tokens after padding, K completions of one pro
 ``mask`` is a bool (B, T), True on actions; masked entries of a result are 0. Rewards and KL are in nats.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -80,6 +81,27 @@ def policy_loss(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, mask
     ratio = torch.exp(log_prob - old_log_prob)
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
     return (torch.maximum(unclipped, clipped) * mask).sum(1)
+
+
+def importance_weights(log_prob: Tensor, sampler_log_prob: Tensor, mask: Tensor, cap: float = math.inf) -> Tensor:
+    """min(Q(z)/q(z), cap), (B,): what a completion counts that was drawn from q instead of Q, because another engine drew it.
+
+    The ratio is that of the whole completion, as in TRL's ``vllm_importance_sampling_mode: sequence_truncate``. Without a cap
+    E_q[Q/q · f] = E_Q[f] for any f of the completion, so the expected gradient is exact. Ratios of single tokens (``token_truncate``)
+    vary less and leave a bias however large the cap: a token's prefix, and what followed it, was drawn from q as well (Liu et al.
+    2025, "When Speed Kills Stability"). The cap bounds the variance, at the price of a bias where it is reached (Ionides 2008; for
+    language models Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training").
+
+    Args:
+        log_prob, sampler_log_prob: (B, T) of the actions under Q and under q.
+    """
+    return ((log_prob - sampler_log_prob) * mask).sum(1).exp().clamp(max=cap)
+
+
+def mismatch_kl(log_prob: Tensor, sampler_log_prob: Tensor, mask: Tensor) -> float:
+    """Nats per token of KL(q‖Q), estimated from samples of q by the mean of r − 1 − log r with r = Q/q, which is never negative."""
+    log_ratio = (log_prob - sampler_log_prob).double()[mask]
+    return (log_ratio.expm1() - log_ratio).mean().item()
 
 
 def answer_loss(log_probs: Sequence[Tensor], signal: Literal["log_prob", "prob"] = "log_prob") -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brite_lib.advantages import masked_mean
+from brite_lib.advantages import masked_mean, mismatch_kl
 from brite_lib.rewards import TerminalReward
 from brite_lib.template import Completion, RationaleTemplate
 
@@ -29,6 +29,8 @@ class Experience:
     completions: list[Completion]
     mask: Tensor
     log_prob: Tensor  # of the actions under Q when they were sampled
+    sampler_log_prob: Tensor  # under the engine that drew them; where that is the policy itself, log_prob
+    importance: Tensor  # (B,), what each completion counts: about Q/engine
     reference_log_prob: Tensor
     entropy: Tensor
     values: Tensor
@@ -50,6 +52,11 @@ class Experience:
             "rationale_length": sum(map(len, self.actions)) / len(self.actions),
             "finished": finished.float().mean().item(),
         }
+
+    def mismatch(self) -> dict[str, float]:
+        """How far the engine that drew the batch is from Q, and what a completion counts on average, which is 1 up to noise and the cap."""
+        kl = mismatch_kl(self.log_prob, self.sampler_log_prob, self.mask)
+        return {"mismatch_kl": kl, "importance_weight": self.importance.mean().item()}
 
     def assert_anchor(self, dtype: torch.dtype) -> None:
         """Check that Q is still θ, as before the first update.

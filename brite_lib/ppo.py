@@ -12,6 +12,7 @@ batch, T action tokens after padding, K completions of one problem in consecutiv
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,16 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from brite_lib import costs
-from brite_lib.advantages import answer_loss, explained_variance, gae, group_advantages, policy_loss, token_rewards, whiten
+from brite_lib.advantages import (
+    answer_loss,
+    explained_variance,
+    gae,
+    group_advantages,
+    importance_weights,
+    policy_loss,
+    token_rewards,
+    whiten,
+)
 from brite_lib.agent import PolicyWithCritic
 from brite_lib.checkpointing import load_state, save_state
 from brite_lib.experience import Experience, actions_and_forced, pad
@@ -33,6 +43,8 @@ from brite_lib.rewards import TerminalReward, terminal_reward
 from brite_lib.rollouts import sample, sample_seed
 from brite_lib.template import Completion, RationaleTemplate
 from brite_lib.unfinished import Unfinished
+from brite_lib.vllm_engine import Drawn
+from brite_lib.vllm_rollouts import CANARY_PROMPTS, VllmRollouts
 
 __all__ = ["Experience", "PosteriorPPOConfig", "PosteriorPPOTrainer", "gae", "token_rewards"]
 
@@ -83,6 +95,10 @@ class PosteriorPPOTrainer:
             num_warmup_steps=config.warmup_steps,
             num_training_steps=updates,
         )
+        self.vllm: VllmRollouts | None = None  # None: the policy samples itself
+        if config.rollout_engine == "vllm":
+            prompts = [self._prompt_ids(problem["question"]) for problem in self.problems[:CANARY_PROMPTS]]
+            self.vllm = VllmRollouts(self.model, template, config, prompts, checkpoint and checkpoint.parent)
         self.step = 0
         self.latest: Experience | None = None  # the last step's batch, for who looks on
         self.unfinished = Unfinished(config, self.reward.unfinished_default())
@@ -95,14 +111,15 @@ class PosteriorPPOTrainer:
         if self.step == 0:
             self.resume()
         started = time.perf_counter() - self.seconds
-        if self.unfinished.to_calibrate:
-            self.unfinished.calibrate(len(self.problems), self._rewards_under_theta)
-        for _ in progress(range(self.step, self.config.steps), desc="ψ-PPO"):
-            metrics = self.train_step()
-            self.seconds = time.perf_counter() - started
-            self.log(self.step, **metrics)
-            if self.checkpoint is not None and (self.step % self.config.save_steps == 0 or self.step == self.config.steps):
-                self.save(self.checkpoint)
+        with self.vllm or nullcontext():
+            if self.unfinished.to_calibrate:
+                self.unfinished.calibrate(len(self.problems), self._rewards_under_theta)
+            for _ in progress(range(self.step, self.config.steps), desc="ψ-PPO"):
+                metrics = self.train_step()
+                self.seconds = time.perf_counter() - started
+                self.log(self.step, **metrics)
+                if self.checkpoint is not None and (self.step % self.config.save_steps == 0 or self.step == self.config.steps):
+                    self.save(self.checkpoint)
         return self.model
 
     def resume(self) -> int:
@@ -116,7 +133,7 @@ class PosteriorPPOTrainer:
     def train_step(self) -> dict[str, float]:
         """Sample one batch, update on it, and return the step's metrics."""
         chosen = [self.problems[i] for i in self._prompt_indices(self.step) for _ in range(self.config.rationales_per_prompt)]
-        experience = self.experience(chosen, self.rollout(chosen, "step", self.step))
+        experience = self.experience(chosen, *self.rollout(chosen, "step", self.step))
         if self.step == 0:
             experience.assert_anchor(next(self.model.parameters()).dtype)
         self.latest = experience
@@ -124,17 +141,29 @@ class PosteriorPPOTrainer:
         self.step += 1
         return {**self.metrics(experience), **update}
 
-    def rollout(self, problems: Sequence[dict[str, Any]], *key: object) -> list[list[int]]:
+    def rollout(self, problems: Sequence[dict[str, Any]], *key: object) -> Drawn:
         """Sample one completion per row at temperature 1; ``key`` tells draws apart."""
         prompts = [self._prompt_ids(problem["question"]) for problem in problems]
         seeds = [sample_seed(self.config.noise_seed, *key, row) for row in range(len(problems))]
         limit = self.config.max_rationale_tokens + (self.config.max_answer_tokens if self.reward.samples_answer else 0)
-        ids = sample(self.model, self.template, prompts, seeds, 1.0, limit, not self.reward.samples_answer, self.config.batch_size)
-        self.tokens_generated += sum(map(len, ids))
-        return ids
+        to_boundary = not self.reward.samples_answer
+        if self.vllm:
+            drawn = self.vllm.draw(prompts, seeds, limit, to_boundary)
+        else:
+            drawn = Drawn(sample(self.model, self.template, prompts, seeds, 1.0, limit, to_boundary, self.config.batch_size), None)
+        self.tokens_generated += sum(map(len, drawn.ids))
+        return drawn
 
-    def experience(self, problems: Sequence[dict[str, Any]], completion_ids: Sequence[Sequence[int]]) -> Experience:
-        """Score completions and turn them into rewards and advantages; K consecutive rows share a problem."""
+    def experience(
+        self,
+        problems: Sequence[dict[str, Any]],
+        completion_ids: Sequence[Sequence[int]],
+        sampler_log_probs: Sequence[Sequence[float]] | None = None,
+    ) -> Experience:
+        """Score completions and turn them into rewards and advantages; K consecutive rows share a problem.
+
+        ``sampler_log_probs`` are those of the completions' tokens under the engine that drew them; None: it was the policy itself.
+        """
         completions = [self._split(ids) for ids in completion_ids]
         prompts = [self._prompt_ids(problem["question"]) for problem in problems]
         actions, forced = self._actions_and_forced(problems, completions)
@@ -150,9 +179,13 @@ class PosteriorPPOTrainer:
         thinking = [torch.arange(len(ids)) < len(completion.rationale_ids) for ids, completion in zip(actions, completions, strict=True)]
         rewards -= self.config.brevity_cost * pad(thinking)
         advantages, returns = self._advantages(rewards, values, mask)
+        sampler = log_prob
+        if sampler_log_probs is not None:
+            sampler = pad([log_prob.new_tensor(values[: len(a)]) for values, a in zip(sampler_log_probs, actions, strict=True)])
+        importance = importance_weights(log_prob, sampler, mask, self.config.importance_cap)
         return Experience(
             *(problems, prompts, actions, forced, completions, mask),
-            *(log_prob, reference, entropy, values, rewards, terminal, advantages, returns),
+            *(log_prob, sampler, importance, reference, entropy, values, rewards, terminal, advantages, returns),
         )
 
     def update(self, experience: Experience) -> dict[str, float]:
@@ -166,8 +199,8 @@ class PosteriorPPOTrainer:
         return {name: sum(entry[name] for entry in statistics) / len(statistics) for name in statistics[0]}
 
     def loss_per_completion(self, experience: Experience, rows: list[int]) -> Tensor:
-        """What is minimised, (len(rows),): each completion's clipped objective, summed over tokens, plus (gae) half its squared
-        value error, plus (answer_nll_weight) the loss of y* behind it."""
+        """What is minimised, (len(rows),): each completion's clipped objective, summed over tokens, plus (answer_nll_weight) the
+        loss of y* behind it, both times what the completion counts, plus (gae) half its squared value error."""
         return self._losses(experience, rows)[0]
 
     def _losses(self, experience: Experience, rows: list[int]) -> tuple[Tensor, dict[str, float]]:
@@ -183,10 +216,11 @@ class PosteriorPPOTrainer:
             for tensor in (experience.mask, experience.log_prob, experience.advantages, experience.returns)
         )
         losses = policy_loss(log_prob, old, advantages, mask, self.config.clip)
-        if self.config.advantage == "gae":
-            losses = losses + 0.5 * ((values - returns) ** 2 * mask).sum(1)
         if weight:
             losses = losses + weight * answer_loss(answer, self.config.answer_signal)
+        losses = losses * experience.importance[rows].to(device)
+        if self.config.advantage == "gae":
+            losses = losses + 0.5 * ((values - returns) ** 2 * mask).sum(1)
         with torch.no_grad():
             log_ratio = log_prob - old
             kl = ((log_ratio.exp() - 1 - log_ratio) * mask).sum().item()
@@ -198,7 +232,7 @@ class PosteriorPPOTrainer:
         metrics = experience.metrics(self.reward.metric, self.config.kl_coef) | {"learning_rate": self.scheduler.get_last_lr()[0]}
         if self.config.advantage == "gae":
             metrics["explained_variance"] = explained_variance(experience.values, experience.returns, experience.mask)
-        return metrics
+        return metrics | (experience.mismatch() if self.vllm else {})
 
     @property
     def unfinished_reward(self) -> float | None:
@@ -250,7 +284,7 @@ class PosteriorPPOTrainer:
     def _rewards_under_theta(self, chosen: list[int], attempt: int) -> list[float | None]:
         """Terminal rewards of fresh rationales of these problems, as long as Q is θ."""
         problems = [self.problems[i] for i in chosen]
-        completions = [self._split(ids) for ids in self.rollout(problems, "calibrate", attempt)]
+        completions = [self._split(ids) for ids in self.rollout(problems, "calibrate", attempt).ids]
         prompts = [self._prompt_ids(problem["question"]) for problem in problems]
         with self.reference.model() as theta:
             answer = score(theta, prompts, *self._actions_and_forced(problems, completions), self.config.batch_size).answer

@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         stages = plan(experiment, where=str(arguments.experiment))
         if not arguments.plan:
             for spec in stages:
-                check_engine(getattr(spec.params, "engine", "hf"))
+                for parameter in ("engine", "rollout_engine"):
+                    check_engine(getattr(spec.params, parameter, "hf"), parameter)
         on_cluster = runs_on_cluster(arguments.profile, snakemake_options, submits=not RUNS_NOTHING & set(snakemake_options))
         check_data(stages, hub=not arguments.plan)
         if arguments.plan:

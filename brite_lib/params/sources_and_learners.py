@@ -1,11 +1,12 @@
 """Parameters of the rationale sources and the learners."""
 
-from typing import Annotated, Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from brite_lib.params.base import Float, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from brite_lib.params.stage import EngineStageParams, LoraParams, SamplingStageParams
+from brite_lib.params.stage import EngineStageParams, LoraParams, SamplingStageParams, check_engine
 from brite_lib.params.training import TrainingStageParams, check_batch
 
 
@@ -63,6 +64,18 @@ class PsiParams(EngineStageParams, TrainingStageParams):
     clip: PositiveFloat = Field(0.2, description="ε of the clipped objective")
     max_grad_norm: PositiveFloat = Field(1.0, description="gradient norm is clipped to this")
     lora: LoraParams | None = Field(None, description="train adapters; null: all weights")
+    rollout_engine: Literal["hf", "vllm"] = Field(
+        "hf", description="who draws the rationales of each step: hf, or vllm, which gets the policy's weights each time (docs/vllm.md)"
+    )
+    rollout_device: str = Field(
+        "auto", description="rollout_engine: vllm on which GPU; auto: the policy's own, where it sleeps while the policy learns"
+    )
+    rollout_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.3, description="rollout_engine: vllm on the policy's GPU: share of the GPU's memory that it takes while it draws"
+    )
+    importance_cap: Annotated[float, Field(ge=1)] = Field(
+        2.0, description="rollout_engine: vllm: a completion counts Q(z) over vLLM's probability of it, this at the most"
+    )
     save_steps: PositiveInt = Field(25, description="checkpoint every so many updates")
     samples: PositiveInt = Field(1, description="rationales drawn from Q for every training problem at the end")
     monitor_problems: NonNegativeInt = Field(0, description="held-out problems of the EM monitor; 0: no monitor")
@@ -74,8 +87,21 @@ class PsiParams(EngineStageParams, TrainingStageParams):
             raise ValueError(f"rationales_per_prompt must be at least 2 for advantage: {self.advantage}, or use advantage: gae")
         if self.minibatches > self.prompts_per_step * self.rationales_per_prompt:
             raise ValueError("minibatches must not exceed prompts_per_step × rationales_per_prompt")
+        if self.rollout_engine == "vllm" and self.processes != 1:
+            raise ValueError(f"rollout_engine: vllm draws for one process, not for processes: {self.processes}; set one of them back")
+        if not re.fullmatch(r"auto|cuda:\d+", self.rollout_device):
+            raise ValueError(f"rollout_device must be auto, or a GPU such as cuda:1, not {self.rollout_device!r}")
+        if self.rollout_engine == "vllm" and self.device == "mps":
+            raise ValueError("rollout_engine: vllm does not run on device: mps; set rollout_engine: hf")
         self._consistent_answer()
         return self
+
+    @classmethod
+    def from_notebook(cls, namespace: dict[str, Any]) -> Self:
+        """As :meth:`EngineStageParams.from_notebook`; the engine of the rollouts must be installed, too."""
+        params = super().from_notebook(namespace)
+        check_engine(params.rollout_engine, "rollout_engine")
+        return params
 
     def check_shares(self, processes: int) -> None:
         """As :meth:`TrainingStageParams.check_shares`, of problems and of the rationales in a minibatch."""

@@ -104,7 +104,7 @@ class ModelStageParams(StageParams):
         return self.seed + 1_000_003 * (self.round - 1)
 
 
-def check_engine(engine: str) -> None:
+def check_engine(engine: str, parameter: str = "engine") -> None:
     """Ask for vLLM where it is wanted, before anything is loaded.
 
     Raises:
@@ -112,8 +112,8 @@ def check_engine(engine: str) -> None:
     """
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise InputError(
-            "engine: vllm is not installed here: pip install -e '.[vllm]' on a machine with an NVIDIA GPU, "
-            "see docs/vllm.md for a CPU, or set engine: hf"
+            f"{parameter}: vllm is not installed here: pip install -e '.[vllm]' on a machine with an NVIDIA GPU, "
+            f"see docs/vllm.md for a CPU, or set {parameter}: hf"
         )
 
 
