@@ -209,8 +209,8 @@ def _boundless(text: str) -> bool:
         depth += 1 if mark in "({[" else -1
         deepest = max(deepest, depth)
     powers = re.finditer(r"(?=(?<!\d)(\d+)[)}]*\s?\^[({\s]*(\d+)(?:[)}]*\s?\^[({\s]*(\d+))?)", text)
-    tower = any(
-        len(top or "") > 6 or int(exponent[:9] or 0) ** min(int(top or 1), 99) * log10(max(2, int(base[:9]))) > 1e5
+    tower = any(  # exponent^top · log10(base) > 10^5, in logarithms: the power itself may be beyond any float
+        len(top or "") > 6 or int(top or 1) * log10(max(1, int(exponent[:9]))) + log10(log10(max(2, int(base[:9])))) > 5
         for base, exponent, top in (match.groups() for match in powers)
     )
     return deepest > MAX_DEPTH or tower or re.search(r"\d{5,}[)}]*\s?!|!\s?[)}]\s?!", text) is not None
