@@ -27,8 +27,9 @@ WORD = re.compile(r"\d+(?:[.,]\d+)*|\w+|[^\w\s]")
 NUMBER = re.compile(r"(?<![\w.])[-−]?\d+(?:\.\d+)?(?![\w]|\.\d)")
 STEP_END = re.compile(r"\n+|;|(?<=[.!?])\s+")  # a line, a clause or a sentence
 EQUALS = re.compile(r"(?<![<>=!:])=(?!=)")
-CALCULATION = re.compile(r"[\d+*/×÷^]")
+DERIVATION = re.compile(rf"(?P<end>{STEP_END.pattern})|(?P<equals>{EQUALS.pattern})|[\d+*/×÷^]")
 NGRAM = 4
+LONGEST = 1000  # characters of a number that is read
 
 
 def summary(rows: Rows) -> dict[str, float]:
@@ -125,7 +126,8 @@ def answer_leak(question: str, rationale: str, answer: str | None) -> bool | Non
         return None
     opening, answer = _plain(_opening(rationale)), _plain(answer)
     value = re.escape(answer)
-    asserted = rf"^[\s=]*{value}[\s.]*$|(?:\banswer\b\W*(?:is\b)?|####|\\boxed\{{)\W*{value}(?!\w|\.\d)"
+    # Bounded gaps: with \W* a rationale of nothing but "####" takes minutes.
+    asserted = rf"^[\s=]*{value}[\s.]*$|(?:\banswer\b\W{{0,20}}(?:is\b)?|####|\\boxed\{{)\W{{0,20}}{value}(?!\w|\.\d)"
     if re.search(asserted, opening, re.IGNORECASE):
         return True
     return _mentions(opening, answer) and not _mentions(_plain(question), answer)
@@ -143,7 +145,8 @@ def agreement(rationale: str, answer: str | None) -> bool | None:
         return None
     text = _plain(rationale)
     results = [found[0] for part in EQUALS.split(text)[1:] if (found := NUMBER.match(part.strip(" $\\{(")))]
-    spelled = ["".join(results[i:]) for i in range(len(results))]
+    last = results[-LONGEST:]
+    spelled = ["".join(last[i:]) for i in range(len(last))]
     return wanted in [_value(number) for number in (*spelled, *NUMBER.findall(text)[-1:])]
 
 
@@ -180,10 +183,12 @@ def _answer(row: dict[str, Any]) -> str | None:
 
 
 def _opening(rationale: str) -> str:
-    for mark in EQUALS.finditer(rationale):
-        before = STEP_END.split(rationale[: mark.start()])[-1]
-        if CALCULATION.search(before):
+    calculates = False
+    for mark in DERIVATION.finditer(rationale):
+        if mark.lastgroup == "equals" and calculates:
             return rationale[: mark.start()]
+        if mark.lastgroup != "equals":
+            calculates = mark.lastgroup is None  # a digit or an operator; the end of a step forgets it
     return next((part for part in STEP_END.split(rationale) if part.strip()), "")
 
 
@@ -200,7 +205,7 @@ def _plain(text: str) -> str:
 
 
 def _value(text: str) -> Fraction | None:
-    return Fraction(text) if len(text) < 1000 and NUMBER.fullmatch(text) else None
+    return Fraction(text) if len(text) < LONGEST and NUMBER.fullmatch(text) else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -155,3 +155,10 @@ def test_self_evaluation_by_hand():
     # bins: 0.9 with 1 of 1 right, 0.3 with 1 of 2, 0.1 with 0 of 1
     assert found["self_evaluation/ece"] == pytest.approx((0.1 + 2 * 0.2 + 0.1) / 4)
     assert found["self_evaluation/judged"] == 4
+
+
+@pytest.mark.parametrize("text", ["= 7 " * 25_000, "1=" * 50_000, "x = " * 25_000, "####" * 25_000, "answer " * 15_000, "1. " * 30_000])
+def test_a_model_that_repeats_itself_is_judged_in_linear_time(text):
+    """100,000 characters, of which each measure takes milliseconds; quadratic ones took minutes, and the test would not end."""
+    assert isinstance(answer_leak("q", text, "7"), bool) and isinstance(agreement(text, "7"), bool)
+    assert steps(text) > 0 and repeated_ngrams(text) > 0.99
