@@ -17,7 +17,8 @@ AFTERWARDS = re.compile(
 )
 OPENED = {"$$": "$$", "\\[": "\\]", "\\(": "\\)", "$": "$"}
 HEDGE = re.compile(r"(?:(?:so|thus|hence|therefore|then)\b,?\s*)?(?:(?:approximately|about|roughly|exactly|equal to)\s+)?", re.IGNORECASE)
-FORMULA = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+# Up to the next mark of its kind: of many that nothing closes, each would otherwise be searched to the end of the line.
+FORMULA = re.compile(r"\$\$?[^$]+\$\$?|\\\((?:(?!\\\().)+?\\\)|\\\[(?:(?!\\\[).)+?\\\]")
 BRACE = re.compile(r"\\[\s\S]|[{}]")
 WORD = re.compile(r"(?:^|(?<=\s))[A-Za-z]{2,}(?=[\s.,:;]|$)")
 LAST_NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*+(?:\.\d++)?(?:/\d++)?")
@@ -25,21 +26,26 @@ LAST_NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*+(?:\.\d++)?(?:/\d++)?")
 
 def boxed(text: str) -> str | None:
     """The content of the last box that is not empty; an unclosed one ends with its line or formula."""
+    end = len(text)
     for box in reversed(list(BOX.finditer(text))):
-        if content := _content(text, box.end()).strip():
+        start, braced = box.end(), text.startswith("{", box.end())
+        close = _closing_brace(text, start, end) if braced else None
+        if braced and close is None:
+            end = box.start()  # what is open where a box opens that nothing closes stays open too
+        content = text[start + 1 : close] if close else _line(text[start + braced :]).partition("$")[0]
+        if content := content.strip():
             return content
     return None
 
 
-def _content(text: str, start: int) -> str:
-    if not text.startswith("{", start):
-        return _line(text[start:]).partition("$")[0]
+def _closing_brace(text: str, start: int, end: int) -> int | None:
+    """The place of the brace that closes the one at ``start``; None if there is none before ``end``."""
     depth = 0
-    for mark in BRACE.finditer(text, start):
+    for mark in BRACE.finditer(text, start, end):
         depth += {"{": 1, "}": -1}.get(mark[0], 0)
         if depth == 0:
-            return text[start + 1 : mark.start()]
-    return _line(text[start + 1 :]).partition("$")[0]
+            return mark.start()
+    return None
 
 
 def announced(text: str) -> str | None:
