@@ -145,12 +145,12 @@ def test_broken_files_are_named(tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-20])
     pq.write_table(pa.Table.from_pylist(GOOD), tmp_path / "cut.parquet")
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "cut.parquet").read_bytes()[:-30])
-    (tmp_path / "text.jsonl").write_bytes(b'{"id": "\xff"}\n')
+    (tmp_path / "text.jsonl").write_bytes(b'{"question": "q", "answer": "1"}\n' * 500 + b'{"id": "\xff"}\n')
     (tmp_path / "empty.jsonl").write_text("\n")
     cases = {
         "cut.jsonl.gz": "breaks off after row",
         "cut.parquet": "parquet",
-        "text.jsonl": "row 1: is not UTF-8",
+        "text.jsonl": "row 501: is not UTF-8",
         "empty.jsonl": "has no rows",
     }
     for name, words in cases.items():

@@ -155,14 +155,14 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, value); read here and not by ``datasets``, which cannot name the bad line."""
     number = 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:  # decoded line by line: text is read ahead in blocks
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield number, json.loads(line.rstrip())
+                    yield number, json.loads(line.rstrip().decode("utf-8"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: row {number}: is no JSON object: {error.msg} at column {error.colno}") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}: row {number + 1}: is not UTF-8 text") from None
+        raise InputError(f"{path}: row {number}: is not UTF-8 text") from None
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path}: breaks off after row {number}, it may be truncated: {error}") from None
 
