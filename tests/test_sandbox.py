@@ -231,6 +231,14 @@ def test_time_counts_from_the_start_of_the_program_and_the_kill_is_prompt():
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
+def test_a_process_that_has_ended_is_not_killed_again(monkeypatch):
+    """Its number may be another process's by then."""
+    killed, killpg = [], run.os.killpg
+    monkeypatch.setattr(run.os, "killpg", lambda number, signal: (killed.append(number), killpg(number, signal)))
+    assert judged(ADD, "assert add(1, 2) == 3").passed
+    assert len(killed) == len(set(killed)) == 2
+
+
 def test_bad_arguments_are_one_sentence():
     for tests, timeout, memory_mb, said in [
         (" \n", 1, 100, "tests: are empty, so that every program would pass"),

@@ -108,6 +108,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
     Its outer process waits for the first one of the namespace, with which the kernel ends all others before it lets it go.
     """
+    if process.returncode is not None:  # its number may be another process's by now
+        return
     with suppress(OSError):  # it has ended, or this is no Linux
         for first in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
             os.kill(int(first), signal.SIGKILL)
