@@ -88,6 +88,7 @@ class Discriminator:
         """
         path, tokenizer = check_model(name_or_path), load_tokenizer(name_or_path)
         own = tokenizer.get_vocab() != template.tokenizer.get_vocab()
+        tokenizer.truncation_side = "left"  # the attempt that is judged stands last
         level = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # it would warn that the head of a new discriminator is new
         try:

@@ -275,6 +275,8 @@ def test_a_discriminator_with_tokens_of_its_own(base, behaviour, tmp_path):
     assert max(max(discriminator.input_ids(row)) for row in behaviour) < 6
     loaded = Discriminator.load(discriminator.save(tmp_path / "saved"), base[1], "cpu")
     assert loaded.scores(behaviour) == pytest.approx(discriminator.scores(behaviour), abs=1e-6)
+    loaded.tokenizer.model_max_length = 4
+    assert [loaded.input_ids(row) for row in behaviour] == [discriminator.input_ids(row)[-4:] for row in behaviour]  # of y, not of x
 
 
 def test_bad_settings_are_refused():
