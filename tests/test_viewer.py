@@ -1,6 +1,7 @@
 import gzip
 import html
 import json
+import os
 import random
 import re
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from brite_lib.errors import InputError
+from brite_lib.params import PROJECT_ROOT
 from brite_lib.tables import RATIONALES, write_table
 from brite_lib.viewer import RationaleViewer, show, to_html
 from brite_lib.viewer.annotations import read_annotations, write_annotations
@@ -244,13 +246,16 @@ def test_a_live_viewer_has_all_three_kinds_of_output(monkeypatch):
     viewer.close()
 
 
-def test_annotations_are_saved_beside_the_table_and_read_again(tmp_path):
+def test_annotations_are_saved_beside_the_table_and_read_again(tmp_path, monkeypatch):
     write_table([ROW], RATIONALES, tmp_path / "rationales.parquet")
     record = {"id": "a", "source": "psi", "round": 1, "sample": 0, "tags": ["good"], "note": "ünï\u2028"}
     viewer = RationaleViewer(tmp_path / "rationales.parquet")
     viewer.annotations = [record]
     assert read_annotations(tmp_path / "annotations.jsonl") == [record]
     assert RationaleViewer(tmp_path / "rationales.parquet").annotations == [record]
+    monkeypatch.chdir(tmp_path.parent)  # as a notebook's directory is not the project
+    below_the_project = os.path.relpath(tmp_path / "rationales.parquet", PROJECT_ROOT)
+    assert RationaleViewer(below_the_project).annotations == [record]
     write_annotations([record, record | {"copy": 1}], tmp_path / "other.jsonl")
     assert len(RationaleViewer([ROW], annotations_path=tmp_path / "other.jsonl").annotations) == 2
     for line in ("[]", "{", '{"id": "a"}', json.dumps(record | {"tags": "good"})):

@@ -16,6 +16,8 @@ def test_a_form_shows_every_parameter_and_changes_none(cls):
     accordion = form.children[1]
     assert sum(len(box.children) for box in accordion.children) == len(cls.model_fields)
     assert "seed = 3" in form.message.value
+    assert accordion.titles[-1] == "What every stage has" and not any("Params" in title for title in accordion.titles)
+    assert repr(form).startswith("ParameterForm(")  # JupyterLab asks for it
 
 
 def test_texts_are_read_as_experiment_files_are():
@@ -45,5 +47,12 @@ def test_what_is_wrong_is_one_sentence_and_the_last_valid_parameters_stay(name, 
     form.fields[name].value = text
     assert sentence in form.message.value and 'role="alert"' in form.message.value and "<img" not in form.message.value
     assert form.params == PsiParams.parse({"beta": 0.5})
+    row = next(row for box in form.children[1].children for row in box.children if row.children[1] is form.fields[name])
+    assert sentence in row.children[2].value
     form.fields[name].value = "7" if name == "steps" else "null"
     assert "alert" not in form.message.value and form.params.beta == 0.5
+    assert "form: " not in row.children[2].value
+
+
+def test_nothing_differs_at_first():
+    assert edit(PsiParams()).message.value == "differs from the defaults: nothing"

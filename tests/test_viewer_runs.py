@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -30,6 +31,17 @@ def test_metrics_of_two_stages_and_what_they_were_set_to(tmp_path):
     assert rows["note"] == ["&lt;b&gt;", "–", ""] and rows["other"] == ["–", "–", ""]
     assert rows["seconds"] == ["2", "5", "3"] and rows["lr"] == ["0.1", "0.2", ""]
     assert "seed" not in rows
+    shown, _, folded = comparison(first, second).partition("<details>")
+    assert "pass@1" in shown and "of one of them only: 2" in folded and "other" in folded and "other" not in shown
+
+
+def test_the_picker_begins_with_two_stages_of_one_name(tmp_path):
+    for number, name in enumerate(("a/seed0/brite", "b/seed0/rs", "a/seed0/rs", "b/seed0/brite")):
+        os.utime(write_record(tmp_path / name) / "stage.json", (number, number))
+    picker = pick_run(tmp_path)
+    assert (picker.first.value, picker.second.value) == ("b/seed0/brite", "a/seed0/brite")
+    alone = pick_run(tmp_path / "a/seed0/rs")
+    assert alone.first.value == alone.second.value
 
 
 def test_the_picker_follows_its_lists(tmp_path):
@@ -38,6 +50,7 @@ def test_the_picker_follows_its_lists(tmp_path):
     write_record(tmp_path / "a/seed0/brite")
     write_record(tmp_path / "b/seed0/rs", metrics={"pass@1": 0.5})
     picker = pick_run(tmp_path)
+    assert repr(picker).startswith("RunPicker(")  # JupyterLab asks for it
     assert set(picker.stages) == {"a/seed0/brite", "b/seed0/rs"} == {picker.first.value, picker.second.value}
     picker.first.value, picker.second.value = "a/seed0/brite", "b/seed0/rs"
     assert picker.directory == tmp_path / "a/seed0/brite" and cells(picker.table.value)[0] == ["pass@1", "0.25", "0.5", "0.25"]

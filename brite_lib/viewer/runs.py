@@ -12,7 +12,7 @@ from brite_lib.records import read_record, readable
 
 
 class RunPicker(widgets.VBox):
-    """Two stages chosen from lists, and their metrics with the difference.
+    """Two stages chosen from lists, and their metrics with the difference; to begin with the newest and the last one of its name.
 
     Attributes:
         stages: directories of finished stages by name, ``<run>/seed<k>/<stage>``.
@@ -22,14 +22,15 @@ class RunPicker(widgets.VBox):
 
     def __init__(self, stages: dict[str, Path]):
         self.stages = stages
-        names = list(stages)
-        look = {"style": {"description_width": "4em"}, "layout": widgets.Layout(width="auto"), "ensure_option": True}
-        self.first = widgets.Combobox(value=names[0], options=names, description="stage", **look)
-        self.second = widgets.Combobox(value=names[-1], options=names, description="against", **look)
+        newest, *older = stages
+        like_it = [name for name in older if Path(name).name == Path(newest).name]
+        look = {"options": list(stages), "style": {"description_width": "4em"}, "layout": widgets.Layout(width="auto")}
+        self.first = widgets.Dropdown(value=newest, description="stage", **look)
+        self.second = widgets.Dropdown(value=[*like_it, *older, newest][0], description="against", **look)
         self.table = widgets.HTML()
         for choice in (self.first, self.second):
-            choice.observe(lambda _: self._compare(), "value")
-        self._compare()
+            choice.observe(lambda _: self._refresh(), "value")
+        self._refresh()
         super().__init__([self.first, self.second, self.table])
 
     @property
@@ -37,12 +38,9 @@ class RunPicker(widgets.VBox):
         """Of the first stage."""
         return self.stages[self.first.value]
 
-    def _compare(self) -> None:
-        chosen = [self.stages.get(choice.value) for choice in (self.first, self.second)]
-        if None in chosen:  # a name is being typed
-            return
+    def _refresh(self) -> None:
         try:
-            self.table.value = comparison(*chosen)
+            self.table.value = comparison(self.stages[self.first.value], self.stages[self.second.value])
         except InputError as error:  # a record that was broken or removed since the list was made
             self.table.value = f"<p>{html.escape(str(error))}</p>"
 
@@ -61,21 +59,25 @@ def pick_run(root: str | Path = "outputs") -> RunPicker:
 
 
 def comparison(first: Path, second: Path) -> str:
-    """The metrics of two stages and their difference, as an HTML table; settings that differ below it.
+    """The metrics of two stages and their difference, as an HTML table; below it costs and settings that differ, and folded what one has.
 
     Raises:
         InputError: one sentence naming a record that is missing or broken.
     """
     a, b = (read_record(directory / "stage.json") for directory in (first, second))
-    rows = [_row(name, a["metrics"].get(name), b["metrics"].get(name)) for name in dict.fromkeys([*a["metrics"], *b["metrics"]])]
+    names = dict.fromkeys([*a["metrics"], *b["metrics"]])
+    both = a["metrics"].keys() & b["metrics"].keys()
+    metrics, of_one = ([_row(name, a["metrics"].get(name), b["metrics"].get(name)) for name in names if (name in both) == wanted]
+                       for wanted in (True, False))  # fmt: skip
     costs = [_row(name, a.get(name), b.get(name)) for name in ("seconds", "tokens_generated", "tokens_trained", "peak_rss_gib")]
     settings = [
         _row(name, a["params"].get(name), b["params"].get(name), difference=False)
         for name in dict.fromkeys([*a["params"], *b["params"]])
         if a["params"].get(name) != b["params"].get(name)
     ]
-    parts = (("metric", rows), ("cost", costs), ("setting that differs", settings))
-    return "".join(_table(title, part) for title, part in parts if part)
+    parts = (("metric", metrics), ("cost", costs), ("setting that differs", settings))
+    folded = f"<details><summary>of one of them only: {len(of_one)}</summary>{_table('metric', of_one)}</details>" if of_one else ""
+    return "".join(_table(title, part) for title, part in parts if part) + folded
 
 
 def _row(name: str, a: Any, b: Any, difference: bool = True) -> tuple[str, ...]:

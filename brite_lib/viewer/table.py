@@ -1,7 +1,8 @@
 """What the rationale browser can show: any table with the columns of design section 6, checked in one place.
 
-A table is the path of a parquet file, an arrow table, a Dataset, a DataFrame, a list of row dicts, or a list of paths that belong
-together (several methods on the same problems). Unknown columns of one value per row are kept, to be sorted and filtered by.
+A table is the path of a parquet file (a relative one may start at the project), an arrow table, a Dataset, a DataFrame, a list of row
+dicts, or a list of paths that belong together (several methods on the same problems). Unknown columns of one value per row are kept,
+to be sorted and filtered by.
 """
 
 import re
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from brite_lib.errors import InputError
-from brite_lib.params import suggestion
+from brite_lib.params import resolve_path, suggestion
 from brite_lib.tables import PREDICTIONS, RATIONALES
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def read_rows(table: Rows) -> pa.Table:
 
 
 def _parquet(path: str | Path) -> pa.Table:
-    if not Path(path).is_file():
+    path = resolve_path(path)
+    if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         with pq.ParquetFile(path) as file:

@@ -7,6 +7,7 @@ from typing import Any
 import anywidget
 import traitlets
 
+from brite_lib.params import resolve_path
 from brite_lib.viewer.annotations import read_annotations, write_annotations
 from brite_lib.viewer.pack import pack
 from brite_lib.viewer.page import fragment, plain_text, script, static_table, style, write_page
@@ -48,7 +49,7 @@ class RationaleViewer(anywidget.AnyWidget):
     def __init__(self, table: Rows, title: str = "", annotations_path: str | Path | None = None, max_mb: float = 50.0, **kwargs: Any):
         self.packed, self.title = pack(read_rows(table), title, max_mb), title
         if annotations_path is None and isinstance(table, str | Path):
-            annotations_path = Path(table).with_name("annotations.jsonl")
+            annotations_path = resolve_path(table).with_name("annotations.jsonl")
         known = read_annotations(annotations_path) if annotations_path else []
         super().__init__(_blobs=self.packed.blobs, annotations=known, **kwargs)
         if annotations_path:

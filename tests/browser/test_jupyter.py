@@ -150,6 +150,45 @@ def test_live(visit, lab, folder, picture):
     close_without_kernel(page)
 
 
+def test_the_form_and_the_picker_draw_and_tell_python(visit, lab, folder, picture):
+    for run, metrics in (("a", {"pass@1": 0.25}), ("b", {"pass@1": 0.75, "only here": 1.0})):
+        record = {"stage": "brite", "params": {}, "seed": 0, "seconds": 1.0, "tokens_generated": 0, "tokens_trained": 0}
+        path = folder / "runs" / run / "seed0/brite/stage.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(record | {"inputs": {}, "outputs": {}, "metrics": metrics}))
+    make = f"""from brite_lib.params import PsiParams
+from brite_lib.viewer import edit, pick_run
+from IPython.display import display
+form, picker = edit(PsiParams()), pick_run({str(folder / "runs")!r})
+display(form, picker)"""
+    write_notebook(folder / "widgets.ipynb", make, "print('IN PYTHON', form.params.steps, picker.directory.parts[-3])")
+    page = open_in_lab(visit, lab, "widgets.ipynb", width=1400, height=1000)
+    idle = "() => globalThis.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+    page.wait_for_function(idle, timeout=120_000)
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")
+    page.get_by_text("difference", exact=True).first.wait_for(timeout=120_000)
+    assert page.get_by_text("Traceback").count() == 0
+    steps = page.locator(".widget-hbox", has=page.get_by_text("steps", exact=True)).locator("input")
+    steps.fill("many")
+    steps.press("Enter")
+    page.get_by_role("alert").wait_for()
+    picture(page, "lab-form")
+    steps.fill("7")
+    steps.press("Enter")
+    for number, run in enumerate("ab"):
+        page.locator("select", has_text="a/seed0/brite").nth(number).select_option(f"{run}/seed0/brite")
+    page.get_by_text("differs from the defaults: ").filter(has_text="steps = 7").wait_for()
+    page.get_by_text("of one of them only: 1").wait_for()
+    picture(page, "lab-picker")
+    page.evaluate("""() => {
+        jupyterapp.shell.currentWidget.content.activeCellIndex = 1;
+        jupyterapp.commands.execute('notebook:run-cell');
+    }""")
+    page.get_by_text("IN PYTHON 7 a").wait_for()
+    assert not page.errors and not page.requests_out
+    close_without_kernel(page)
+
+
 @pytest.fixture(scope="module")
 def executed(folder, environment):
     """A notebook that papermill ran whole, and one whose kernel was killed after the table was shown."""
