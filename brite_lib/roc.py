@@ -31,15 +31,14 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def auroc_interval(
-    labels: ArrayLike, scores: ArrayLike, problems: Sequence[str], level: float = 0.95, resamples: int = 2000, seed: int = 0
+    labels: ArrayLike, scores: ArrayLike, problems: Sequence[str], resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """AUROC with a percentile bootstrap interval over problems.
+    """AUROC with a 95 % percentile bootstrap interval over problems.
 
     Args:
         labels: (n,) bools.
         scores: (n,) numbers.
         problems: (n,) problem of each attempt; all attempts at a drawn problem are drawn together.
-        level: coverage.
         resamples: number of resampled problem sets; those of one class only are left out.
         seed: of the resampling.
 
@@ -54,7 +53,7 @@ def auroc_interval(
         drawn = np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))])
         values.append(auroc(labels[drawn], scores[drawn]))
     known = [value for value in values if not math.isnan(value)]
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) if known else (math.nan, math.nan)
+    low, high = np.quantile(known, [0.025, 0.975]) if known else (math.nan, math.nan)
     return auroc(labels, scores), float(low), float(high)
 
 

@@ -18,7 +18,6 @@ from brite_lib.theory.inexact import (
     identity_error,
     log_softmax,
     run_inexact_em,
-    run_inexact_on,
     sampling_floor,
     smoothness,
     xi_bound,
@@ -61,19 +60,17 @@ def case():
 
 def test_exact_steps_are_exact_em(case):
     model, theta, _ = case
-    exact, trace = run_em_on(model, theta, 30), run_inexact_on(model, theta, 30)
+    exact, trace = run_em_on(model, theta, 30), run_inexact_em(model, theta, 30)
     assert np.abs(trace.theta - exact.theta).max() <= 1e-11 and np.abs(trace.log_marginal - exact.log_marginal).max() <= 1e-13
     assert np.abs(trace.xi).max() <= 1e-13 and trace.kl_posterior.max() <= 1e-28
     assert np.abs(trace.elbo_e - trace.log_marginal[:-1]).max() <= 1e-14  # the ELBO touches J
-    arrays = run_inexact_em(model.features, model.evidence, model.weights, theta, 30, ridge=model.ridge)
-    assert np.array_equal(arrays.theta, trace.theta)
 
 
 @pytest.mark.parametrize("m_steps", [None, 3])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_identity_holds_whatever_the_steps_do(case, method, m_steps):
     model, theta, star = case
-    trace = run_inexact_on(model, theta, 40, EStep(method, steps=2, learning_rate=0.7), m_steps, seed=1)
+    trace = run_inexact_em(model, theta, 40, EStep(method, steps=2, learning_rate=0.7), m_steps, seed=1)
     for u in (star, theta, np.ones_like(theta)):
         assert np.abs(identity_error(model, trace, u)).max() <= 1e-12
     assert (np.linalg.norm(trace.xi, axis=1) <= xi_bound(model, trace) + 1e-14).all()
@@ -100,7 +97,7 @@ def test_the_identity_on_any_instance(seed, method, rank, ridge, noise, m_steps,
     weights = np.random.default_rng(seed).dirichlet(np.ones(3))
     model = instance(seed, prompts=3, rationales=4, answers=3, rank=rank, ridge=ridge, noise=noise, weights=weights)
     theta, u = start(model, seed), start(model, seed + 1)
-    trace = run_inexact_on(model, theta, 6, EStep(method, 3, rate, samples=5, warm_start=warm), m_steps, seed)
+    trace = run_inexact_em(model, theta, 6, EStep(method, 3, rate, samples=5, warm_start=warm), m_steps, seed)
     assert np.abs(identity_error(model, trace, u)).max() <= 1e-10
     finite = np.isfinite(trace.kl_posterior)
     assert finite.all() or (noise == 0 and method in ("policy_gradient", "ppo"))
@@ -128,7 +125,7 @@ def test_natural_gradient_learns_a_hard_verifier_in_one_step():
     long = EStep("policy_gradient", 3000, 1.0, reward_floor=-6.0)
     outside = np.exp(approximate_posterior(model, theta, long))[model.evidence == 0].sum() / len(model.weights)
     assert 1e-5 < outside < 1e-1
-    assert run_inexact_on(model, theta, 1, long).kl_posterior[0] == math.inf
+    assert run_inexact_em(model, theta, 1, long).kl_posterior[0] == math.inf
 
 
 def test_policy_gradient_and_ppo_against_autograd(case):
@@ -165,10 +162,10 @@ def test_policy_gradient_and_ppo_against_autograd(case):
 
 def test_samples_are_posterior_samples(case):
     model, theta, _ = case
-    log_q = approximate_posterior(model, theta, EStep("samples", samples=200_000), seed=3)
+    log_q = approximate_posterior(model, theta, EStep("samples", samples=200_000), rng=np.random.default_rng(3))
     assert np.abs(np.exp(log_q) - posterior_of(model, theta)).max() < 0.005  # five standard errors of a share of 1/2
-    assert np.array_equal(log_q, approximate_posterior(model, theta, EStep("samples", samples=200_000), seed=3))
-    assert not np.array_equal(log_q, approximate_posterior(model, theta, EStep("samples", samples=200_000), seed=4))
+    assert np.array_equal(log_q, approximate_posterior(model, theta, EStep("samples", samples=200_000), rng=np.random.default_rng(3)))
+    assert not np.array_equal(log_q, approximate_posterior(model, theta, EStep("samples", samples=200_000), rng=np.random.default_rng(4)))
 
 
 def test_the_floor_is_proportional_to_the_kl(case):
@@ -176,7 +173,7 @@ def test_the_floor_is_proportional_to_the_kl(case):
     model, theta, star = case
     best, points = objective(model, star), []
     for steps in (1, 2, 3, 4, 6, 8):
-        trace = run_inexact_on(model, theta, 200, EStep("natural_gradient", steps, 0.5))
+        trace = run_inexact_em(model, theta, 200, EStep("natural_gradient", steps, 0.5))
         gap = best - trace.log_marginal[-1]
         points.append((trace.kl_posterior[-1], gap))
         assert gap == pytest.approx(bias_floor(model, star, trace.xi[-1]), rel=2.0**-steps)  # leading order in ξ, and ξ halves
@@ -189,8 +186,8 @@ def test_the_floor_is_proportional_to_the_kl(case):
 @pytest.mark.parametrize(("method", "steps", "rate"), [("natural_gradient", 1, 0.5), ("policy_gradient", 16, 1.0)])
 def test_a_warm_start_removes_the_floor(case, method, steps, rate):
     model, theta, star = case
-    cold = run_inexact_on(model, theta, 150, EStep(method, steps, rate))
-    warm = run_inexact_on(model, theta, 150, EStep(method, steps, rate, warm_start=True))
+    cold = run_inexact_em(model, theta, 150, EStep(method, steps, rate))
+    warm = run_inexact_em(model, theta, 150, EStep(method, steps, rate, warm_start=True))
     best = objective(model, star)
     assert best - warm.log_marginal[-1] < 0.01 * (best - cold.log_marginal[-1])
     elbo = np.stack([warm.elbo_e, warm.elbo_m], 1).ravel()  # E, M, E, M, …
@@ -210,7 +207,7 @@ def test_sampling_floor(case):
     assert sampling_floor(model, star, 1) == pytest.approx((rho / (1 + rho)).sum() / 8, rel=1e-8)  # equal prompts
     assert sampling_floor(model, star, 10) == pytest.approx(by_hand / 10, rel=1e-8)
     for n in (64, 512):
-        runs = [run_inexact_on(model, star, 400, EStep("samples", samples=n), seed=seed) for seed in range(4)]
+        runs = [run_inexact_em(model, star, 400, EStep("samples", samples=n), seed=seed) for seed in range(4)]
         gaps = objective(model, star) - np.array([run.log_marginal[50:] for run in runs])
         assert gaps.mean() == pytest.approx(sampling_floor(model, star, n), rel=0.1)
 
@@ -219,7 +216,7 @@ def test_an_unfinished_m_step_is_slow_but_has_no_floor(case):
     model, theta, star = case
     best, gaps = objective(model, star), []
     for m_steps in (1, 4, 16):
-        trace = run_inexact_on(model, theta, 150, m_steps=m_steps)
+        trace = run_inexact_em(model, theta, 150, m_steps=m_steps)
         assert np.diff(trace.log_marginal).min() >= -1e-12
         gaps.append(best - trace.log_marginal[-1])
     assert gaps[0] > 50 * gaps[1] and gaps[1] > 50 * gaps[2] and gaps[2] < 1e-11
@@ -242,7 +239,7 @@ def test_bad_settings_are_one_sentence(case):
         with pytest.raises(InputError, match=message):
             EStep(**settings_)
     with pytest.raises(InputError, match="m_steps must be a whole number of at least 1"):
-        run_inexact_on(model, theta, 2, m_steps=0)
+        run_inexact_em(model, theta, 2, m_steps=0)
     with pytest.raises(InputError, match="steps must be a whole number of at least 0"):
-        run_inexact_on(model, theta, -1)
-    assert run_inexact_on(model, theta, 0).xi.shape == (0, 8)
+        run_inexact_em(model, theta, -1)
+    assert run_inexact_em(model, theta, 0).xi.shape == (0, 8)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
+from test_theory_theorem import concavity
 
 from brite_lib import theory
 from brite_lib.errors import InputError
 from brite_lib.theory import instances as families
 from brite_lib.theory import kernel_features, noisy_evidence, random_instance, soft_evidence, sufficient_ridge, verifier_evidence
 from brite_lib.theory.model import hessian
-from brite_lib.theory.theorem import concavity
 
 POINTS = np.random.default_rng(0).normal(size=(40, 2))
 GRAMS = {

@@ -308,11 +308,11 @@ def _done(work: Callable[[tuple[Path, range]], None], jobs: list[tuple[Path, ran
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def share(hits: int, count: int, level: float = 0.95) -> tuple[float, float, float]:
-    """hits/count with the exact (Clopper-Pearson) interval; nan without a case."""
+def share(hits: int, count: int) -> tuple[float, float, float]:
+    """hits/count with the exact (Clopper-Pearson) 95 % interval; nan without a case."""
     if count == 0:
         return math.nan, math.nan, math.nan
-    interval = scipy.stats.binomtest(hits, count).proportion_ci(level, method="exact")
+    interval = scipy.stats.binomtest(hits, count).proportion_ci(0.95, method="exact")
     return hits / count, float(interval.low), float(interval.high)
 
 

@@ -41,7 +41,6 @@ class EMTrace:
         kl_step: (T,) E_μ KL(P_{t+1} ‖ P_t) of the reasoners.
         kl_posterior: (T,) E_μ KL(Q_t ‖ Q_{t+1}) of the posteriors.
         residual: (T,) gradient norm of the M-step's objective at its end.
-        newton_steps: (T,) Newton steps of each M-step.
     """
 
     theta: Array
@@ -49,16 +48,14 @@ class EMTrace:
     kl_step: Array
     kl_posterior: Array
     residual: Array
-    newton_steps: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class MStep:
-    """An M-step's ``theta`` (d,), its ``residual`` (gradient norm), the norm at the ``start`` and the Newton ``steps``."""
+    """An M-step's ``theta`` (d,), its ``residual`` (gradient norm) and its Newton ``steps``."""
 
     theta: Array
     residual: float
-    start: float
     steps: int
 
 
@@ -140,7 +137,6 @@ def run_em_on(model: Model, theta0: Array, steps: int) -> EMTrace:
         kl_step=np.array([kl_reasoners(model, new, old) for old, new in pairs]),
         kl_posterior=np.array([kl_posteriors(model, old, new) for old, new in pairs]),
         residual=np.array([step.residual for step in done]),
-        newton_steps=np.array([step.steps for step in done], dtype=int),
     )
 
 
@@ -217,7 +213,7 @@ def solve_m_step(model: Model, target: Array, theta: Array, basis: Array | None)
             f"the M-step stopped at a gradient norm of {best_norm:.1e}, above the {tolerance:.1e} that counts as solved: "
             "float64 cannot resolve its maximiser, so use a larger ridge or features on a smaller scale"
         )
-    return MStep(best, best_norm, start_norm, step)
+    return MStep(best, best_norm, step)
 
 
 def _newton_direction(model: Model, p: Array, slope: Array, null: Array | None, damping: float) -> Array:

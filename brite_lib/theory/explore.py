@@ -30,7 +30,7 @@ def instance_of(params: TheoryParams, **changes: Any) -> Instance:
     return random_instance(**values)
 
 
-def overview(instance: Instance, steps: int, optimum: str = OPTIMA[0], index: str = "corrected", seed: int = 0) -> tuple[Figure, str]:
+def overview(instance: Instance, steps: int, optimum: str = OPTIMA[0], index: str = "corrected") -> tuple[Figure, str]:
     """The three-panel figure of one run, and a sentence on what it shows.
 
     Raises:
@@ -39,7 +39,7 @@ def overview(instance: Instance, steps: int, optimum: str = OPTIMA[0], index: st
     model, trace = instance.model, instance.run(steps)
     limit = own_limit(model, trace, LIMIT_STEPS)
     if optimum == OPTIMA[1]:
-        star = best_of_starts(model, 12, seed, also=limit)
+        star = best_of_starts(model, 12, also=limit)
     else:
         star = limit if optimum == OPTIMA[0] else comparator(model, -instance.theta0)
     check = check_theorem(

@@ -19,10 +19,10 @@ SMALLEST = 1e-15  # nats; a gap below this is rounding and leaves the logarithmi
 
 
 @styled()
-def mirror_ascent(instance: Instance, steps: int = 4, low: float = -3.0, high: float = 5.0) -> Figure:
+def mirror_ascent(instance: Instance) -> Figure:
     """One parameter: B with its tangent at θ_1, A with the parallel one at θ_2; below them J and the whole run."""
-    model, grid = instance.model, np.linspace(low, high, 300)
-    trace = instance.run(steps)
+    model, grid = instance.model, np.linspace(-3, 5, 300)
+    trace = instance.run(4)
     start, after = trace.theta[0], trace.theta[1]
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(5.6, 5.4), sharex=True, layout="constrained", height_ratios=(3, 2))
     slope = float(model.mean_features(posterior_of(model, start))[0])
@@ -35,7 +35,7 @@ def mirror_ascent(instance: Instance, steps: int = 4, low: float = -3.0, high: f
     bottom.plot(grid, [objective(model, np.array([t])) for t in grid], color="black")
     bottom.plot(trace.theta[:, 0], trace.log_marginal, "o-", color=PALETTE[3], ms=4, lw=1, label="EM")
     top.set(title="The M-step goes where A has the slope that B has now (dashed, parallel)", ylabel="nats")
-    top.set_ylim(0, 1.05 * max(partition_a(model, np.array([end])) for end in (low, high)))
+    top.set_ylim(0, 1.05 * max(partition_a(model, grid[[end]]) for end in (0, -1)))
     bottom.set(title="J = B − A = log P(selected)", xlabel="θ", ylabel="nats")
     for ax in (top, bottom):
         ax.legend(frameon=False)
@@ -51,10 +51,10 @@ def gap_and_bound(checks: Mapping[str, TheoremCheck], rho: float | None = None) 
 
 
 @styled()
-def budget_bars(budget: Budget, at: Sequence[int] = (1, 3, 10, 30)) -> Figure:
+def budget_bars(budget: Budget) -> Figure:
     """The four terms of (*) after T iterations, stacked, against the divergence at the start that they share out."""
     figure, ax = plt.subplots(figsize=(6.6, 3.2), layout="constrained")
-    _bars(ax, budget, at)
+    _bars(ax, budget)
     return finish(figure)
 
 
@@ -66,28 +66,28 @@ def run_overview(trace: EMTrace, checks: Mapping[str, TheoremCheck], budget: Bud
     axes[0].plot(np.arange(trace.log_marginal.size), trace.log_marginal, color="black")
     axes[0].set(title="J(θ_t), never falling", xlabel="EM iterations", ylabel="nats")
     _gaps(axes[1], checks, rho)
-    _bars(axes[2], budget, (1, 3, 10, 30))
+    _bars(axes[2], budget)
     return finish(figure)
 
 
 @styled()
-def ratio_curves(ratios: Mapping[str, ArrayLike], title: str, xlabel: str = "T") -> Figure:
+def ratio_curves(ratios: Mapping[str, ArrayLike], title: str) -> Figure:
     """T·gap/D against T for several runs; above the line at 1 the bound fails."""
     figure, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
     for colour, (label, values) in zip(PALETTE, ratios.items(), strict=False):
         values = np.asarray(values)
         ax.plot(np.arange(1, values.size + 1), values, color=colour, label=label)
     ax.axhline(1, color="black", lw=0.8, ls=":")
-    ax.set(title=title, xlabel=xlabel, ylabel="T · gap / D(θ*, θ₁)", xscale="log")
+    ax.set(title=title, xlabel="T", ylabel="T · gap / D(θ*, θ₁)", xscale="log")
     ax.legend(frameon=False)
     return finish(figure)
 
 
 @styled()
-def objective_by_ridge(instance: Instance, ridges: Sequence[float], low: float = -8.0, high: float = 8.0) -> Figure:
+def objective_by_ridge(instance: Instance, ridges: Sequence[float]) -> Figure:
     """J of a one-parameter instance for several ridges, each shifted to a maximum of 0: basins merge."""
     figure, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
-    grid = np.linspace(low, high, 300)
+    grid = np.linspace(-8, 8, 300)
     for colour, ridge in zip(PALETTE, ridges, strict=False):
         model = Model(instance.features, instance.evidence, instance.weights, ridge, instance.base)
         values = np.array([objective(model, np.array([t])) for t in grid])
@@ -166,8 +166,8 @@ def _gaps(ax: Axes, checks: Mapping[str, TheoremCheck], rho: float | None) -> No
     ax.legend(frameon=False, fontsize=7)
 
 
-def _bars(ax: Axes, budget: Budget, at: Sequence[int]) -> None:
-    at = [t for t in at if t <= budget.gap.size]
+def _bars(ax: Axes, budget: Budget) -> None:
+    at = [t for t in (1, 3, 10, 30) if t <= budget.gap.size]
     terms = {"Σ gap": budget.gap, "Σ slack": budget.slack, "Σ D_B of the steps": budget.posterior, "D_A left": budget.remaining}
     above, below = np.zeros(len(at)), np.zeros(len(at))
     for colour, (label, values) in zip(PALETTE, terms.items(), strict=False):

@@ -34,7 +34,7 @@ from brite_lib.theory.model import (
     divergence_b,
     information,
     kl_rows,
-    log_sum_exp,
+    log_softmax,
     objective,
     posterior_of,
     reasoner,
@@ -102,53 +102,38 @@ class InexactTrace:
 
 
 def run_inexact_em(
-    features: ArrayLike,
-    evidence: ArrayLike,
-    weights: ArrayLike,
-    theta0: ArrayLike,
-    steps: int,
-    e_step: EStep | None = None,
-    m_steps: int | None = None,
-    ridge: float = 0.0,
-    base: ArrayLike | None = None,
-    seed: int = 0,
+    model: Model, theta0: ArrayLike, steps: int, e_step: EStep | None = None, m_steps: int | None = None, seed: int = 0
 ) -> InexactTrace:
-    """``steps`` iterations of EM with these steps; shapes and errors as in :class:`~brite_lib.theory.model.Model`.
+    """``steps`` iterations of EM with these steps.
 
     Args:
         theta0: (d,) start.
         e_step: how Q̂ is found; None: exactly.
         m_steps: gradient steps of the M-step at step size 1/smoothness; None: solved by Newton.
         seed: of the draws of ``method="samples"``.
+
+    Raises:
+        InputError: for bad input, or if an M-step does not reach its residual.
     """
-    model = Model(features, evidence, weights, ridge, base)
-    return run_inexact_on(model, model.theta(theta0, "theta0"), steps, e_step, m_steps, seed)
-
-
-def run_inexact_on(
-    model: Model, theta0: Array, steps: int, e_step: EStep | None = None, m_steps: int | None = None, seed: int = 0
-) -> InexactTrace:
-    """:func:`run_inexact_em` on a checked model."""
     for name, value, least in (("steps", steps, 0), ("m_steps", 1 if m_steps is None else m_steps, 1)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise InputError(f"{name} must be a whole number of at least {least}, found {value!r}")
     e_step, rng = e_step or EStep(), np.random.default_rng(seed)
     basis, rate = visible_directions(model), 1 / smoothness(model)
-    theta, log_q, rows = [theta0], None, []
+    theta, log_q, rows = [model.theta(theta0, "theta0")], None, []
     for _ in range(steps):
-        log_q = _approximate_posterior(model, theta[-1], e_step, log_q, rng)
+        log_q = approximate_posterior(model, theta[-1], e_step, log_q, rng)
         target = model.mean_features(np.exp(log_q))
         if m_steps is None:
             theta.append(solve_m_step(model, target, theta[-1], basis).theta)
         else:
             theta.append(_gradient_m_step(model, target, theta[-1], m_steps, rate))
         rows.append(_record(model, theta[-2], theta[-1], log_q, target))
-    size = theta0.size
     xi, kl, elbo_e, elbo_m, residual = zip(*rows, strict=True) if rows else ([], [], [], [], [])
     return InexactTrace(
         theta=np.array(theta),
         log_marginal=np.array([objective(model, point) for point in theta]),
-        xi=np.reshape(xi, (steps, size)),
+        xi=np.reshape(xi, (steps, theta[0].size)),
         kl_posterior=np.array(kl, dtype=np.float64),
         elbo_e=np.array(elbo_e, dtype=np.float64),
         elbo_m=np.array(elbo_m, dtype=np.float64),
@@ -156,12 +141,13 @@ def run_inexact_on(
     )
 
 
-def approximate_posterior(model: Model, theta: ArrayLike, e_step: EStep, start: Array | None = None, seed: int = 0) -> Array:
-    """(X, S) log Q̂ of one E-step at θ, from the log-policy ``start`` if ``e_step.warm_start``, else from log P_θ."""
-    return _approximate_posterior(model, model.theta(theta), e_step, start, np.random.default_rng(seed))
+def approximate_posterior(
+    model: Model, theta: Array, e_step: EStep, start: Array | None = None, rng: np.random.Generator | None = None
+) -> Array:
+    """(X, S) log Q̂ of one E-step at θ, from the log-policy ``start`` if ``e_step.warm_start``, else from log P_θ.
 
-
-def _approximate_posterior(model: Model, theta: Array, e_step: EStep, start: Array | None, rng: np.random.Generator) -> Array:
+    Only ``method="samples"`` needs ``rng``.
+    """
     log_p = log_softmax(model.logits(theta))
     if e_step.method == "exact":
         return log_softmax(selected(model, log_p))
@@ -275,8 +261,3 @@ def sampling_floor(model: Model, theta_star: Array, samples: int) -> float:
         complete, missing, noise = (basis.T @ matrix @ basis for matrix in (complete, missing, noise))
     rho, directions = scipy.linalg.eigh(missing, complete)
     return float((np.diag(directions.T @ noise @ directions) / (1 + rho)).sum() / (2 * samples))
-
-
-def log_softmax(values: Array) -> Array:
-    """Log-probabilities over the last axis; −inf stays −inf."""
-    return values - log_sum_exp(values)[..., None]

@@ -140,7 +140,7 @@ def random_instance(
     return Instance(features, evidence, rng.dirichlet(np.ones(prompts)), theta0, ridge)
 
 
-def concave(seed: int, prompts: int = 3, size: int = 6, dimensions: int = 2, start: float = 3.0) -> Instance:
+def concave(seed: int, prompts: int = 3, size: int = 6, start: float = 3.0) -> Instance:
     """L is concave: a verified box on a grid of (z, y) with log-concave weights, each prompt with its own linear map of the grid.
 
     Cutting a log-concave law to an interval shrinks its variance, so Cov_Q ≤ Cov_P for every θ. The box leaves out the
@@ -150,14 +150,14 @@ def concave(seed: int, prompts: int = 3, size: int = 6, dimensions: int = 2, sta
     grid = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), -1).reshape(-1, 2)
     features, evidence, base = [], [], []
     for _ in range(prompts):
-        features.append(grid @ rng.normal(size=(2, dimensions)) / np.sqrt(dimensions))
+        features.append(grid @ rng.normal(size=(2, 2)) / np.sqrt(2))
         low = rng.integers(1, size - 1, size=2)
         high = rng.integers(low, size - 1)
         evidence.append(((grid >= low) & (grid <= high)).all(1))
         steps = np.sort(rng.normal(size=(2, size - 1)))[:, ::-1]  # falling increments: a log-concave weight on each axis
         axis = np.concatenate([np.zeros((2, 1)), steps.cumsum(1)], axis=1)
         base.append(axis[0, grid[:, 0]] + axis[1, grid[:, 1]])
-    theta0 = start * rng.normal(size=dimensions)
+    theta0 = start * rng.normal(size=2)
     return Instance(np.array(features), verifier_evidence(evidence), rng.dirichlet(np.ones(prompts)), theta0, 0.0, np.array(base))
 
 

@@ -148,6 +148,11 @@ def log_sum_exp(values: Array) -> Array:
     return np.log(np.exp(values - top).sum(-1)) + top[..., 0]
 
 
+def log_softmax(values: Array) -> Array:
+    """Log-probabilities over the last axis; −inf stays −inf."""
+    return values - log_sum_exp(values)[..., None]
+
+
 def softmax(values: Array) -> Array:
     """exp(values) normalised over the last axis."""
     weights = np.exp(values - values.max(-1, keepdims=True))
@@ -229,7 +234,7 @@ def kl_posteriors(model: Model, p: Array, q: Array) -> float:
 
 
 def _kl(logits_p: Array, logits_q: Array) -> Array:
-    return kl_rows(logits_p - log_sum_exp(logits_p)[:, None], logits_q - log_sum_exp(logits_q)[:, None])
+    return kl_rows(log_softmax(logits_p), log_softmax(logits_q))
 
 
 def divergence_a(model: Model, u: Array, v: Array) -> float:

@@ -5,8 +5,7 @@ The theorem speaks of argmax J. J is a difference of convex functions, so that c
 at infinity, where the bound says nothing and any finite point can stand in (:func:`comparator`).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -71,27 +70,25 @@ def own_limit(model: Model, start: EMTrace | ArrayLike, max_steps: int = 20_000)
     return _described(model, theta, basis, "limit")
 
 
-def best_of_starts(model: Model, starts: int = 24, seed: int = 0, also: Optimum | None = None, scale: float = 3.0) -> Optimum:
+def best_of_starts(model: Model, starts: int = 24, seed: int = 0, also: Optimum | None = None) -> Optimum:
     """The highest of ``starts`` Newton ascents of J: a lower bound on the global maximum.
 
     Args:
         model: the problem.
-        starts: random starts, N(0, 1) directions that give the logits a standard deviation of ``scale``.
+        starts: random starts, N(0, 1) directions that give the logits a standard deviation of 3.
         seed: of the starts.
         also: another candidate, usually the run's own limit; it is kept unless something is higher by 1e-10.
-        scale: see ``starts``.
     """
     rng = np.random.default_rng(seed)
     basis = visible_directions(model)
-    found = None if also is None else also
+    found = also
     for _ in range(starts):
         direction = rng.normal(size=model.features.shape[2])
-        theta = direction * scale / max(float(np.std(model.rows @ direction)), 1e-300)
-        end = ascend(lambda t: objective(model, t), lambda t: gradient(model, t), lambda t: hessian(model, t), theta, model, basis)
-        candidate = _described(model, end, basis, "best")
+        theta = 3 * direction / max(float(np.std(model.rows @ direction)), 1e-300)
+        candidate = _described(model, ascend(model, theta, basis), basis, "best")
         if found is None or candidate.value > found.value + 1e-10:
             found = candidate
-    return Optimum(found.theta, found.value, found.gradient_norm, found.curvature, found.attained, "best")
+    return replace(found, source="best")
 
 
 def missing_information(model: Model, theta: ArrayLike) -> float:
@@ -136,37 +133,28 @@ def m_step_attained(q: ArrayLike, features: ArrayLike, weights: ArrayLike, ridge
     return bool(answer.fun > -1e-5)
 
 
-def ascend(
-    value: Callable[[Array], float],
-    slope: Callable[[Array], Array],
-    curvature: Callable[[Array], Array],
-    theta: Array,
-    model: Model,
-    basis: Array | None,
-    max_steps: int = 300,
-) -> Array:
-    """Newton ascent of a smooth function that need not be concave; (d,) → (d,).
+def ascend(model: Model, theta: Array, basis: Array | None, max_steps: int = 300) -> Array:
+    """Newton ascent of J, which need not be concave; (d,) → (d,).
 
     Eigenvalues of the Hessian count by their size, so that a saddle repels; a step changes no logit by more than 30.
     """
     best, best_norm, stalled = theta, np.inf, 0
     for _ in range(max_steps):
-        gain = slope(theta) if basis is None else basis.T @ slope(theta)
+        gain, bend = _visible(model, theta, basis)
         norm = float(np.linalg.norm(gain))
         stalled = 0 if norm < best_norm / 2 else stalled + 1
         if norm < best_norm:
             best, best_norm = theta, norm
         if best_norm <= 1e-15 or (best_norm <= STATIONARY * _size(model) and stalled >= 3):
             break
-        bend = curvature(theta) if basis is None else basis.T @ curvature(theta) @ basis
-        values, vectors = np.linalg.eigh(-bend)
+        values, vectors = np.linalg.eigh(bend)
         direction = vectors @ ((vectors.T @ gain) / np.maximum(np.abs(values), 1e-14 * max(np.abs(values).max(), 1e-300)))
         promised = float(gain @ direction)
         direction = direction if basis is None else basis @ direction
         size = min(1.0, LARGEST_MOVE / max(float(np.abs(model.rows @ direction).max()), 1e-300))
-        here = value(theta)
+        here = objective(model, theta)
         noise = 1e-14 * (1 + abs(here))
-        while value(theta + size * direction) < here + 1e-4 * size * promised - noise and size > 1e-14:
+        while objective(model, theta + size * direction) < here + 1e-4 * size * promised - noise and size > 1e-14:
             size /= 2
         theta = theta + size * direction
     return best
@@ -180,7 +168,7 @@ def _polished(model: Model, theta: Array, basis: Array | None) -> Optimum | None
     step = np.linalg.solve(bend, slope)
     if _move(model, step if basis is None else basis @ step) > NEAR:
         return None
-    end = ascend(lambda t: objective(model, t), lambda t: gradient(model, t), lambda t: hessian(model, t), theta, model, basis, 50)
+    end = ascend(model, theta, basis, 50)
     found = _described(model, end, basis, "limit")
     if not found.attained or _move(model, end - theta) > 3 * NEAR:
         return None

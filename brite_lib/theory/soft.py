@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.special
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import kl_div, logsumexp
 
 from brite_lib.errors import InputError
 
@@ -82,7 +82,7 @@ def soft_value_iteration(rewards: Sequence[ArrayLike], beta: float = 1.0) -> Sof
     values, log_policy = [value], []
     for reward in reversed(tables):
         action_value = (reward + value) / beta  # Q*(s, a)/β; two −inf add to −inf
-        top = log_sum_exp(action_value)
+        top = logsumexp(action_value, axis=-1)
         dead = np.isneginf(top)
         policy = np.where(dead[..., None], -math.log(len(tables[0])), action_value - np.where(dead, 0.0, top)[..., None])
         value = beta * top
@@ -107,7 +107,7 @@ def tree_posterior(log_prior: Sequence[ArrayLike], log_evidence: ArrayLike, c: f
     """
     prior, evidence, c = _checked(log_prior, log_evidence, c)
     joint = _sequence_sum(prior) + evidence / c
-    log_mass = float(log_sum_exp(joint.reshape(-1)))
+    log_mass = float(logsumexp(joint))
     if log_mass == -math.inf:
         raise InputError("log_evidence must be above −inf for a sequence of positive prior probability, found none: there is no posterior")
     return np.exp(joint - log_mass), log_mass
@@ -159,30 +159,22 @@ def temperature_curve(log_prior: Sequence[ArrayLike], log_evidence: ArrayLike, t
     exact, _ = tree_posterior(log_prior, log_evidence)
     temperatures = np.atleast_1d(np.asarray(temperatures, dtype=np.float64))
     laws = [sequence_law(soft_policy(log_prior, log_evidence, float(c))) for c in temperatures]
-    return np.array([total_variation(law, exact) for law in laws]), np.array([scipy.special.kl_div(law, exact).sum() for law in laws])
+    return np.array([total_variation(law, exact) for law in laws]), np.array([kl_div(law, exact).sum() for law in laws])
 
 
-def lottery(log_evidence: tuple[float, float] = (0.0, -10.0), sure: float = -1.0) -> tuple[float, float]:
+def lottery(log_evidence: tuple[float, float] = (0.0, -10.0)) -> tuple[float, float]:
     """Why Proposition 3.7 needs deterministic transitions: the probability of drawing a lottery ticket, both ways.
 
-    Action 0 leads to one of two ends with probability 1/2 each and these log-evidences; action 1 surely to ``sure``.
+    Action 0 leads to one of two ends with probability 1/2 each and these log-evidences; action 1 surely to one of −1.
     The prior over actions is uniform. Soft value iteration averages the lottery's *log*-evidence, the posterior its evidence.
 
     Returns:
         Probability of action 0 under the soft optimal policy, and under the posterior.
     """
     ends = np.asarray(log_evidence, dtype=np.float64)
-    values = [float(ends.mean()), float(log_sum_exp(ends - math.log(2)))]
-    soft, posterior = (1 / (1 + math.exp(sure - value)) for value in values)
+    values = [float(ends.mean()), float(logsumexp(ends - math.log(2)))]
+    soft, posterior = (1 / (1 + math.exp(-1 - value)) for value in values)
     return soft, posterior
-
-
-def log_sum_exp(values: Array) -> Array:
-    """log Σ exp over the last axis; −inf for a row of −inf, without a warning."""
-    top = values.max(axis=-1)
-    shift = np.where(np.isneginf(top), 0.0, top)
-    total = np.exp(values - shift[..., None]).sum(axis=-1)
-    return shift + np.log(total, out=np.full_like(total, -math.inf), where=total > 0)
 
 
 def _sequence_sum(tables: list[Array]) -> Array:
@@ -225,7 +217,7 @@ def _positive(value: float, name: str) -> float:
 def _checked(log_prior: Sequence[ArrayLike], log_evidence: ArrayLike, c: float) -> tuple[list[Array], Array, float]:
     prior = _tables(log_prior, "log_prior")
     for h, table in enumerate(prior):
-        worst = float(np.abs(log_sum_exp(table)).max())
+        worst = float(np.abs(logsumexp(table, axis=-1)).max())
         if worst > NORMALISED:
             raise InputError(f"log_prior[{h}] must be conditional log-probabilities, but a row's log-sum-exp is {worst:.3g} away from 0")
     return prior, _terminal(log_evidence, prior, "log_evidence"), _positive(c, "c")

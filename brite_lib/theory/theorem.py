@@ -21,19 +21,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from brite_lib.errors import InputError
-from brite_lib.theory.em import EMTrace, visible_directions
+from brite_lib.theory.em import EMTrace
 from brite_lib.theory.model import (
     Array,
     Model,
     divergence_a,
     divergence_b,
     gradient,
-    hessian,
-    information,
     kl_reasoners,
+    log_softmax,
     objective,
 )
-from brite_lib.theory.optimum import ascend
 
 ROUNDING = 1e-9  # what rounding may add to a ratio or take from a slack, relative to the divergence at the start
 
@@ -185,35 +183,6 @@ def unconditional_bound(trace: EMTrace, ridge: float = 0.0, supremum: float = 0.
     return np.minimum.accumulate(step), (supremum - trace.log_marginal[0]) / np.arange(1, step.size + 1)
 
 
-def concavity(model: Model, theta: Array) -> float:
-    """Largest eigenvalue of ∇²J at θ, relative to that of I_A: ≤ 0 up to rounding wherever J is concave."""
-    return float(np.linalg.eigvalsh(hessian(model, theta))[-1] / np.linalg.eigvalsh(information(model, theta)[0])[-1])
-
-
-def finite_comparator_bound(model: Model, start: Array, steps: int, supremum: float) -> Array:
-    """min_u {supremum − J(u) + D_A(u, θ_1)/T} for T = 1..steps: a bound on supremum − J(θ_{T+1}) that needs no maximiser.
-
-    Valid where J is concave, even with its supremum at infinity: (F) needs no optimality of u. (steps,)
-    """
-    basis, u, values = visible_directions(model), start, []
-    mean = model.mean_features(np.exp(_log_reasoner(model, start))) + model.ridge * start
-    for T in range(1, steps + 1):
-
-        def cost(v: Array, T: int = T) -> float:
-            return objective(model, v) - divergence_a(model, v, start) / T
-
-        def slope(v: Array, T: int = T) -> Array:
-            here = model.mean_features(np.exp(_log_reasoner(model, v))) + model.ridge * v
-            return gradient(model, v) - (here - mean) / T
-
-        def curvature(v: Array, T: int = T) -> Array:
-            return hessian(model, v) - information(model, v)[0] / T
-
-        u = ascend(cost, slope, curvature, u, model, basis)
-        values.append(supremum - cost(u))
-    return np.array(values)
-
-
 def reverse_telescoping(trace: EMTrace, model: Model) -> tuple[Array, Array]:
     """Tabular families without a ridge: Σ_{t≤T} gap_t and KL(P_* ‖ P_1) − KL(P_* ‖ P_{T+1}), equal for every T; each (steps,).
 
@@ -223,7 +192,7 @@ def reverse_telescoping(trace: EMTrace, model: Model) -> tuple[Array, Array]:
     evidence = np.ones(model.features.shape[:2]) if model.evidence is None else model.evidence
     top = evidence.max(1)
     gap = model.weights @ np.log(top) - trace.log_marginal[:-1]
-    logs = [_log_reasoner(model, theta) for theta in trace.theta]
+    logs = [log_softmax(model.logits(theta)) for theta in trace.theta]
     best = np.where(evidence == top[:, None], logs[0], -np.inf)
     best = best - np.logaddexp.reduce(best, axis=1, keepdims=True)
     divergence = np.array([float(model.weights @ _kl_on_support(best, log)) for log in logs])
@@ -234,8 +203,3 @@ def _kl_on_support(log_p: Array, log_q: Array) -> Array:
     """KL(p ‖ q), (X,), where p is zero on some pairs that q keeps."""
     p = np.exp(log_p)
     return np.where(p > 0, p * (np.where(p > 0, log_p, 0.0) - log_q), 0.0).sum(1)
-
-
-def _log_reasoner(model: Model, theta: Array) -> Array:
-    logits = model.logits(theta)
-    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)

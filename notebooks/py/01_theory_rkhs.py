@@ -248,13 +248,12 @@ figures.ratio_against_slack(table)
 # %%
 one = explore.instance_of(params, verifier="noisy", ridge=5e-3)
 top = own_limit(one.model, one.theta0)
-data = (one.features, one.evidence, one.weights, one.theta0, 150)
 rows, worst = [], 0.0
 learned = [("natural gradient", EStep("natural_gradient", k, 0.5)) for k in (1, 2, 4)]
 learned += [("policy gradient", EStep("policy_gradient", k, 1.0)) for k in (4, 16, 64)]
 learned += [("PPO, clip 0.2", EStep("ppo", k, 1.0)) for k in (4, 16)]
 for name, e_step in learned:
-    run = run_inexact_em(*data, e_step=e_step, ridge=one.ridge)
+    run = run_inexact_em(one.model, one.theta0, 150, e_step)
     worst = max(worst, np.abs(inexact.identity_error(one.model, run, top.theta)).max())
     rows.append({"method": name, "K": e_step.steps, "kl": run.kl_posterior[-1], "gap": top.value - run.log_marginal[-1]})
 floors = pd.DataFrame(rows)
