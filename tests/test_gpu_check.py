@@ -33,7 +33,7 @@ def test_every_check_passes_on_a_cpu_in_bf16_with_no_more_packages_than_a_gpu_ma
     assert run.returncode == 0, (run.stdout, run.stderr)
     results = json.loads((tmp_path / "results.json").read_text())
     statuses = {name: entry["status"] for name, entry in results["checks"].items()}
-    assert statuses == {**dict.fromkeys(checks.CHECKS, "passed"), "vllm": "not importable"}
+    assert statuses == {**dict.fromkeys(checks.CHECKS, "passed"), "vllm": "not importable", "vllm_rollouts": "not importable"}
     assert all(entry.keys() == ENTRY for entry in results["checks"].values())
     assert (results["dtype"], results["small"], results["git_commit"], results["device"]) == ("bfloat16", True, "abc", "cpu")
     assert results["card"] is results["driver"] is results["versions"]["vllm"] is None

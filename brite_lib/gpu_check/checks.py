@@ -23,10 +23,11 @@ from brite_lib.rollouts import generate, open_sampler, sample, sample_seed
 from brite_lib.sft import rationale_sft, training_rows
 from brite_lib.template import RationaleTemplate
 from brite_lib.tiny_base import make_model
+from brite_lib.vllm_rollouts import CANARY_TOLERANCE
 
 EMBEDDED = "assets/tiny-base"
 RESUME_TOLERANCE = 0.05  # nats, of a step's metrics
-VLLM_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # nats per token, on average
+MISMATCH = {torch.float32: 1e-6, torch.bfloat16: 1e-2}  # nats per token by which vLLM's rollouts may differ from the policy
 SAME_TOKENS = 0.95  # share of completions that vLLM and transformers must decode alike; rounding decides near ties
 
 
@@ -242,7 +243,7 @@ def vllm(setup: Setup) -> Outcome | None:
         seconds = time.perf_counter() - started
     scored = torch.cat(score(model, prompts, drawn.ids, [[]] * len(prompts)).rationale)
     differences = (scored - torch.tensor([value for row in drawn.log_probs for value in row])).abs()
-    tolerance, share = VLLM_TOLERANCE[getattr(torch, setup.dtype)], _share_equal(greedy, same)
+    tolerance, share = CANARY_TOLERANCE[getattr(torch, setup.dtype)], _share_equal(greedy, same)
     return Outcome(
         {
             "greedy, same as hf": share,
@@ -257,9 +258,26 @@ def vllm(setup: Setup) -> Outcome | None:
     )
 
 
+def vllm_rollouts(setup: Setup) -> Outcome | None:
+    """ψ-PPO with rollouts by vLLM on the same device, where it sleeps between them: three steps with adapters, three with all weights."""
+    if importlib.util.find_spec("vllm") is None:
+        return None
+    shared = {"rollout_engine": "vllm", "steps": 3, "unfinished_reward": -20.0, "device": setup.device.type, "dtype": setup.dtype}
+    shared |= {"prompts_per_step": setup.size.per_step, "rationales_per_prompt": setup.size.rationales}
+    numbers: dict[str, Any] = {}
+    for name, settings in {"adapters": {"lora": {"r": 8, "alpha": 16}, "learning_rate": 1e-3}, "all weights": {}}.items():
+        trainer, lines, _ = _train_psi(setup, setup.embedded(), setup.problems("train"), shared | settings)  # a canary in every step
+        numbers[f"{name}, mismatch KL"] = max(line["mismatch_kl"] for line in lines)
+        numbers[f"{name}, mean importance weight"] = min(line["importance_weight"] for line in lines)
+        numbers[f"{name}, seconds"] = trainer.seconds
+    worst = max(value for name, value in numbers.items() if name.endswith("KL"))
+    bound = MISMATCH[getattr(torch, setup.dtype)]
+    return Outcome(numbers, {f"the mismatch is at most {bound:g} nats per token": worst <= bound})
+
+
 # train_tiny after the others that train: its SFTTrainer leaves mixed precision on in accelerate for the rest of the process.
 CHECKS: dict[str, Callable[[Setup], Outcome | None]] = {
-    check.__name__: check for check in (likelihood, generation, resume, train_large, train_tiny, vllm)
+    check.__name__: check for check in (likelihood, generation, resume, train_large, train_tiny, vllm, vllm_rollouts)
 }
 
 

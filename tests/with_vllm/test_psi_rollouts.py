@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 
+from brite_lib.gpu_check import checks
 from brite_lib.likelihood import score
 from brite_lib.models import load_policy, load_template
 from brite_lib.params import PROJECT_ROOT, PsiParams
@@ -130,3 +131,9 @@ def test_a_boundary_of_several_tokens_is_cut_off_with_its_log_probabilities():
     assert max((a - torch.tensor(b)).abs().max() for a, b in zip(scored, drawn.log_probs, strict=True)) < 1e-3
     assert any(rules.split(ids).finished for ids in drawn.ids)
     assert all(rules.boundary_end(ids) in (None, len(ids)) for ids in drawn.ids)
+
+
+def test_the_check_for_a_gpu_machine_passes_on_a_cpu(tmp_path):
+    outcome = checks.vllm_rollouts(checks.Setup(torch.device("cpu"), "float32", checks.SMALL, TEMPLATE, tmp_path))
+    assert all(outcome.requirements.values())
+    assert outcome.numbers["all weights, mismatch KL"] < 1e-6
