@@ -213,7 +213,8 @@ class Forecaster:
         mean, longest = self._prompt_tokens(params)
         flops = flops_bound(found, ModelCost.of(model, critic_of(params, model)), mean)
         most = max((p.sequences for p in found if p.kind == "sample"), default=0)
-        if getattr(params, "engine", "hf") == "vllm":
+        engine = getattr(params, "engine", "hf")
+        if engine == getattr(params, "rollout_engine", engine) == "vllm":
             most = 0  # its cache takes what is free
         tokens = longest + params.max_rationale_tokens + params.max_answer_tokens
         need = partial(stage_memory, params, model, tokens, min(most, params.batch_size))

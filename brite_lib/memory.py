@@ -181,6 +181,8 @@ def check_fit(stage: str, params: ModelStageParams, memory: Memory, gpu: float, 
         InputError: one sentence that says which setting to change, and to what.
     """
     usable = (1 - SPARE) * gpu
+    if isinstance(params, PsiParams) and params.rollout_engine == "vllm" and params.rollout_device == "auto":
+        _check_rollouts(stage, params, memory, gpu, usable)
     if memory.total <= usable:
         return
     parts = sorted(((size, name) for name, size in vars(memory).items()), reverse=True)[:2]
@@ -188,6 +190,19 @@ def check_fit(stage: str, params: ModelStageParams, memory: Memory, gpu: float, 
     raise InputError(
         f"{stage}: needs about {memory.total / GIB:.1f} GiB ({largest}), more than the {usable / GIB:.1f} GiB that can be used "
         f"of a GPU with {gpu / GIB:.1f} GiB; {_advice(params, memory, usable, shared)}"
+    )
+
+
+def _check_rollouts(stage: str, params: PsiParams, memory: Memory, gpu: float, usable: float) -> None:
+    """An engine on the policy's own GPU is there beside all that stands, and must hold the weights itself."""
+    share, most = params.rollout_memory * gpu, usable - memory.standing
+    if memory.weights + memory.adapters < share <= most:
+        return
+    lowest, highest = -(-100 * (memory.weights + memory.adapters) // gpu) / 100, 100 * most // gpu / 100
+    advice = f"between {lowest:.2f} and {highest:.2f}" if lowest < highest else "on another GPU: rollout_device: cuda:1"
+    raise InputError(
+        f"{stage}: rollout_memory: {params.rollout_memory:g} is {share / GIB:.1f} of the GPU's {gpu / GIB:.1f} GiB for vLLM, "
+        f"whose weights take {memory.weights / GIB:.1f}, beside {memory.standing / GIB:.1f} that ψ-PPO holds; set it {advice}"
     )
 
 

@@ -215,6 +215,19 @@ def test_a_stage_that_cannot_fit_is_refused_with_a_setting_that_makes_it_fit(sev
     large = EvalParams(dtype="float32", batch_size=4)
     with pytest.raises(InputError, match="set dtype: bfloat16$"):
         check_fit("eval", large, need(large, ghost(seven_billion, dtype="float32")), 24 * GIB)
+    drawing = {"rollout_engine": "vllm", "lora": lora, "micro_batch_size": 1, "batch_size": 8}
+    check_fit("psi", PsiParams(**drawing), need(PsiParams(**drawing), adapted), gpu)  # 24 GiB for vLLM, with 14.2 of weights
+    for memory in (0.15, 0.8):
+        params = PsiParams(rollout_memory=memory, **drawing)
+        with pytest.raises(
+            InputError, match=rf"rollout_memory: {memory} is .* whose weights take 14.2, .*; set it between 0.19 and 0.7\d$"
+        ):
+            check_fit("psi", params, need(params, adapted), gpu)
+    full = PsiParams(rollout_memory=0.3, **drawing | {"lora": None})
+    with pytest.raises(InputError, match="set it on another GPU: rollout_device: cuda:1$"):
+        check_fit("psi", full, need(full, whole), gpu)
+    elsewhere = full.model_copy(update={"rollout_device": "cuda:1"})
+    check_fit("psi", elsewhere, need(elsewhere, whole), 141 * GIB)
     small = EvalParams(batch_size=4)
     with pytest.raises(InputError, match="use a smaller model or a larger GPU$"):
         check_fit("eval", small, need(small, whole), 12 * GIB)
