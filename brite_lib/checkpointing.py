@@ -16,6 +16,7 @@ from brite_lib import costs
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_path
 from brite_lib.progress import progress
+from brite_lib.sharding import shards_like, whole
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -31,9 +32,15 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name in trained}
 
 
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give weights by name, be they all that :func:`trained_weights` gave, to a model that may be sharded."""
+    own = dict(model.named_parameters())
+    model.load_state_dict({name: shards_like(value, own[name]) for name, value in weights.items()}, strict=False)
+
+
 def save_state(trainer: "PosteriorPPOTrainer", path: Path) -> None:
-    """Write the whole state of the run atomically."""
-    critic = trainer.accelerator.unwrap_model(trainer.agent).value_head
+    """Write the whole state of the run atomically, the same for any number of processes; all must call this, the main one writes."""
+    critic, main = trainer.agent.value_head, trainer.accelerator.is_main_process
     state = {
         "step": trainer.step,
         "policy": trained_weights(trainer.model),
@@ -47,26 +54,36 @@ def save_state(trainer: "PosteriorPPOTrainer", path: Path) -> None:
         "seconds": trainer.seconds,
         "flops": trainer.flops,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    state = whole(state, keep=main)
+    if main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+    trainer.accelerator.wait_for_everyone()
 
 
 def load_state(trainer: "PosteriorPPOTrainer", path: Path) -> None:
     """Continue where :func:`save_state` left off; the next steps are those of a run that never stopped.
 
+    Of a run that stands at its last step the optimiser's state is not read, so that one process can hold what several have trained.
+
     Raises:
         InputError: one sentence naming the file, if it cannot be read.
     """
     try:
-        state = torch.load(path, map_location=trainer.accelerator.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except UNREADABLE as error:
         raise _unreadable(path, error, path) from None
-    trainer.model.load_state_dict(state["policy"], strict=False)
+    load_weights(trainer.model, state["policy"])
     if state["critic"] is not None:
-        trainer.accelerator.unwrap_model(trainer.agent).value_head.load_state_dict(state["critic"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.scheduler.load_state_dict(state["scheduler"])
+        load_weights(trainer.agent.value_head, state["critic"])
+    if state["step"] < trainer.config.steps:
+        trained = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+        for i, moments in state["optimizer"]["state"].items():
+            # Copies: the file that is mapped here may be replaced.
+            state["optimizer"]["state"][i] = {name: shards_like(value.clone(), trained[i]) for name, value in moments.items()}
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.scheduler.load_state_dict(state["scheduler"])
     torch.set_rng_state(state["rng"].cpu())
     trainer.step, trainer.seconds = state["step"], state["seconds"]
     trainer.unfinished.constant = state["unfinished_reward"]

@@ -109,10 +109,8 @@ def token_log_probs(model: nn.Module, batch: Batch, entropy: bool = False) -> tu
     chunk = max(1, MAX_LOGITS // head.weight.shape[0])
     parts = [
         _select(hidden[i : i + chunk], batch.targets[i : i + chunk], head, cap, entropy, recompute=len(hidden) > chunk)
-        for i in range(0, len(hidden), chunk)
+        for i in range(0, max(len(hidden), 1), chunk)  # nothing to score is a chunk too: the head is used, so it has a gradient
     ]
-    if not parts:
-        return hidden.sum(-1).float(), hidden.new_zeros(0) if entropy else None, hidden
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) if entropy else None, hidden
 
 

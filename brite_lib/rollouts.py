@@ -27,6 +27,7 @@ from brite_lib.models import adapter_base, empty_model, load_policy, local_model
 from brite_lib.params import check_engine, resolve_path, suggestion
 from brite_lib.problems import Problem
 from brite_lib.progress import progress
+from brite_lib.sharding import is_sharded
 from brite_lib.tables import RATIONALES
 from brite_lib.template import Completion, RationaleTemplate
 from brite_lib.verify import judge
@@ -156,6 +157,7 @@ def sample(
                 generation_config=config,
                 logits_processor=LogitsProcessorList(sampler),
                 stopping_criteria=StoppingCriteriaList([StopAtBoundary(template, length)] if watch_text else []),
+                synced_gpus=is_sharded(model),  # each rank takes part in every token of the others
             )
             for i, ids in zip(rows, output[:, length:].tolist(), strict=True):
                 ids = _trim(ids, config.eos_token_id)

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from brite_lib.checkpointing import trained_weights
+from brite_lib.checkpointing import load_weights, trained_weights
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_path
 from brite_lib.params import LatroParams
 from brite_lib.ppo import PosteriorPPOTrainer
 from brite_lib.problems import load_problems
+from brite_lib.ranks import in_shares
 from brite_lib.rollouts import generate
+from brite_lib.sharding import gathered, whole
 
 
 def training_and_validation(params: LatroParams) -> tuple[Dataset, Dataset]:
@@ -49,24 +51,37 @@ class BestOnValidation:
         self.trainer, self.problems, self.params, self.path = trainer, problems, params, path
 
     def validate(self, step: int) -> dict[str, float]:
-        """``validation/pass@1`` after ``step`` updates, or nothing where none is due."""
+        """``validation/pass@1`` after ``step`` updates, or nothing where none is due. All processes must call this."""
         if step % self.params.validation_steps and step != self.params.steps:
             return {}
         params = self.params
         options = {**params.generation, "seed": params.seed, "source": "validation"}
-        rows = generate(self.trainer.model, self.problems, self.trainer.template, params.validation_samples, **options)
-        self.trainer.tokens_generated += sum(rows["num_tokens"])
-        score = sum(verdict is True for verdict in rows["correct"]) / len(rows)
-        if not self.path.is_file() or score > self._load()["pass@1"]:
-            with atomic_path(self.path) as temporary:
-                torch.save({"step": step, "pass@1": score, "weights": trained_weights(self.trainer.model)}, temporary)
+        trainer, main = self.trainer, self.trainer.accelerator.is_main_process
+
+        def answer(mine: list[int]) -> list[list[tuple[int, bool | None]]]:
+            problems, n = [self.problems[i] for i in mine], params.validation_samples
+            rows = generate(trainer.model, problems, trainer.template, n, **options)
+            found = list(zip(rows["num_tokens"], rows["correct"], strict=True))
+            return [found[i : i + n] for i in range(0, len(found), n)]
+
+        with gathered(trainer.agent):
+            answers = [sample for samples in in_shares(trainer.accelerator, len(self.problems), answer) for sample in samples]
+        trainer.tokens_generated += sum(tokens for tokens, _ in answers)
+        score = sum(verdict is True for _, verdict in answers) / len(answers)
+        best = not self.path.is_file() or score > self._load()["pass@1"]
+        trainer.accelerator.wait_for_everyone()  # all have looked before it changes
+        if best:
+            kept = {"step": step, "pass@1": score, "weights": whole(trained_weights(trainer.model), keep=main)}
+            if main:
+                with atomic_path(self.path) as temporary:
+                    torch.save(kept, temporary)
         return {"validation/pass@1": score}
 
     def restore(self) -> tuple[int, float]:
         """Give the policy its best weights back; returns their step and pass@1."""
         best = self._load()
-        self.trainer.model.load_state_dict(best["weights"], strict=False)
+        load_weights(self.trainer.model, best["weights"])
         return best["step"], best["pass@1"]
 
     def _load(self) -> dict[str, Any]:
-        return torch.load(self.path, map_location=self.trainer.accelerator.device, weights_only=True)
+        return torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)

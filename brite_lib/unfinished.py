@@ -14,14 +14,15 @@ CALIBRATION_SAMPLES, CALIBRATION_ATTEMPTS = 256, 8
 
 
 class Unfinished:
-    """The rule of a run.
+    """The rule of a run. It tells what it finds by ``say``.
 
     Attributes:
         constant: nats of an unfinished rationale; None before :meth:`calibrate`, and with the rule ``twice_mean``.
         below, finished: how many finished rewards there have been, and how many of them below the constant.
     """
 
-    def __init__(self, config: PsiParams, default: float | None):
+    def __init__(self, config: PsiParams, default: float | None, say: Callable[[str], None]):
+        self.say = say
         self.constant = config.unfinished_reward if config.unfinished_reward is not None else default
         self.margin, self.twice_mean = config.unfinished_margin, config.unfinished_rule == "twice_mean"
         self.below = self.finished = 0
@@ -53,7 +54,7 @@ class Unfinished:
             )
         lowest = min(rewards[:CALIBRATION_SAMPLES])
         self.constant = lowest - self.margin
-        print(f"reward of unfinished rationales: {self.constant:.2f} (lowest finished one: {lowest:.2f})")
+        self.say(f"reward of unfinished rationales: {self.constant:.2f} (lowest finished one: {lowest:.2f})")
 
     def fill(self, rewards: Sequence[float | None]) -> Tensor:
         """The terminal rewards of a batch, (B,), those of unfinished completions (None) filled in."""
@@ -71,4 +72,4 @@ class Unfinished:
         quiet = self.below <= 0.01 * self.finished
         self.below, self.finished = self.below + sum(reward < self.constant for reward in finished), self.finished + len(finished)
         if quiet and self.below > 0.01 * self.finished:
-            print(f"warning: over 1 % of finished rewards lie below unfinished_reward = {self.constant:.2f}; lower it")
+            self.say(f"warning: over 1 % of finished rewards lie below unfinished_reward = {self.constant:.2f}; lower it")
