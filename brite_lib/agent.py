@@ -31,5 +31,6 @@ class PolicyWithCritic(nn.Module):
         costs.add_pass(self.policy, prompts, actions, self.value_head)
         batch = make_batch(prompts, actions, next(self.policy.parameters()).device)
         log_prob, entropies, hidden = token_log_probs(self.policy, batch, entropy)
-        values = self.value_head(hidden.detach().float()).squeeze(-1) if self.value_head is not None else torch.zeros_like(log_prob)
+        # .sum, because FSDP2 wants no views: (N, 1) → (N,)
+        values = self.value_head(hidden.detach().float()).sum(-1) if self.value_head is not None else torch.zeros_like(log_prob)
         return log_prob, entropies if entropies is not None else torch.zeros_like(log_prob), values

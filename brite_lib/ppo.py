@@ -127,7 +127,7 @@ class PosteriorPPOTrainer:
         self._empty = None  # what train() fills and returns, where the weights are sharded
         if sharded := wants_shards(self.accelerator):
             self._empty = without_weights(self.model)
-            for agent in {self.agent, self._anchor}:
+            for agent in dict.fromkeys([self.agent, self._anchor]):  # in the same order in all processes
                 shard(agent)
         optimizer = torch.optim.AdamW(self._parameter_groups(), betas=(0.9, 0.95))
         self._trained, self.optimizer = (self.agent, optimizer) if sharded else self.accelerator.prepare(self.agent, optimizer)

@@ -9,10 +9,12 @@ import enumerable
 import torch
 
 from brite_lib import ppo
+from brite_lib.errors import InputError
 from brite_lib.models import save_policy
-from brite_lib.params import PsiParams
+from brite_lib.params import LatroParams, PsiParams
 from brite_lib.ppo import PosteriorPPOTrainer
 from brite_lib.rewards import AnswerLikelihood
+from brite_lib.selection import BestOnValidation
 
 STEPS = 4
 COMMON = {
@@ -81,6 +83,22 @@ def train_half(settings: dict[str, Any], path: Path) -> None:
     trainer.save(path)
 
 
+def train_latro(directory: Path) -> None:
+    """LaTRO with weights that validation selects: what was measured, and the best weights."""
+    settings = {**COMMON, "minibatches": 1, "unfinished_reward": -6.0, "validation_steps": 2, "validation_samples": 5}
+    params, lines = LatroParams.parse(settings), []
+    trainer = PosteriorPPOTrainer(theta(), enumerable.template(), enumerable.problems(), params, None, directory / "latro.pt")
+    best = BestOnValidation(trainer, enumerable.problems()[:2], params, directory / "best.pt")
+    trainer.log = lambda step, **metrics: lines.append(best.validate(step))
+    lines.append(best.validate(0))
+    trainer.train()
+    kept = best.restore()
+    if trainer.accelerator.is_main_process:
+        found = {"lines": lines, "kept": kept, "tokens": trainer.tokens_generated, "flops": trainer.flops}
+        (directory / "latro.json").write_text(json.dumps(found))
+    trainer.accelerator.wait_for_everyone()
+
+
 def train_all(directory: Path, cases: dict[str, dict[str, Any]]) -> None:
     """Every case from its start, the first one also from the state that others have left."""
     for name, settings in cases.items():
@@ -88,6 +106,7 @@ def train_all(directory: Path, cases: dict[str, dict[str, Any]]) -> None:
         train_half(settings, directory / f"{name}_half.pt")
         if (directory / f"{name}_begun").is_dir():
             train(settings, directory / f"{name}_begun")
+    train_latro(directory)
 
 
 class FailsOnOneRank(AnswerLikelihood):
@@ -103,12 +122,15 @@ if __name__ == "__main__":
     target, mode = Path(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
     if mode == "failing":
+        try:
+            make_trainer({"prompts_per_step": 3, "minibatches": 3}, target / "state.pt", [])
+        except InputError as error:
+            print(error)
         trainer = make_trainer(CASES["rloo"], target / "state.pt", [])
         trainer.reward = FailsOnOneRank()
         trainer.train()
-    elif mode == "sharded":
-        ppo.wants_shards = lambda accelerator: True  # accelerate itself shards on GPUs only
-        train_all(target, SHARDED_CASES)
-        train(MIXED, target / "mixed", torch.bfloat16)
     else:
-        train_all(target, CASES)
+        if mode == "sharded":
+            ppo.wants_shards = lambda accelerator: True  # accelerate itself shards on GPUs only
+        train_all(target, SHARDED_CASES if mode == "sharded" else CASES)
+        train(MIXED, target / "mixed", torch.bfloat16)

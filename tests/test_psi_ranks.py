@@ -53,34 +53,52 @@ def assert_same_trajectory(directory: Path, other: Path, first_step: int = 1, to
     assert (laws[0] - start).abs().max() > 0.1, "nothing was learned that could differ"
 
 
-def test_two_processes_follow_the_trajectory_of_one(tmp_path):
-    psi_ranks.train_all(tmp_path / "one", psi_ranks.CASES)
-    for case in psi_ranks.CASES:
-        (tmp_path / "two" / f"{case}_begun").mkdir(parents=True)
-        shutil.copy(tmp_path / "one" / f"{case}_half.pt", tmp_path / "two" / f"{case}_begun" / "state.pt")
-    result = in_two_processes(tmp_path / "two", "whole")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("reward of unfinished rationales") == 2  # of the main process, of both runs that need it
-    for case, settings in psi_ranks.CASES.items():
-        assert_same_trajectory(tmp_path / "one" / case, tmp_path / "two" / case)
-        assert_same_trajectory(tmp_path / "one" / case, tmp_path / "two" / f"{case}_begun", psi_ranks.STEPS // 2 + 1)
-        (tmp_path / "back" / case).mkdir(parents=True)
-        shutil.copy(tmp_path / "two" / f"{case}_half.pt", tmp_path / "back" / case / "state.pt")
-        psi_ranks.train(settings, tmp_path / "back" / case)
-        assert_same_trajectory(tmp_path / "one" / case, tmp_path / "back" / case, psi_ranks.STEPS // 2 + 1)
+def assert_same_selection(directory: Path, other: Path) -> None:
+    one, two = (json.loads((path / "latro.json").read_text()) for path in (directory, other))
+    assert one == two and [bool(line) for line in one["lines"]] == [True, False, True, False, True]
+    kept, others = (torch.load(path / "best.pt") for path in (directory, other))
+    assert kept["step"] == one["kept"][0] and kept["weights"].keys() == others["weights"].keys()
+    for name, weights in kept["weights"].items():
+        torch.testing.assert_close(weights, others["weights"][name], rtol=0, atol=1e-4)
 
 
-def test_shards_follow_the_trajectory_of_whole_weights(tmp_path):
-    psi_ranks.train_all(tmp_path / "one", psi_ranks.SHARDED_CASES)
-    for case in psi_ranks.SHARDED_CASES:
-        (tmp_path / "two" / f"{case}_begun").mkdir(parents=True)
-        shutil.copy(tmp_path / "one" / f"{case}_half.pt", tmp_path / "two" / f"{case}_begun" / "state.pt")
-    result = in_two_processes(tmp_path / "two", "sharded")
+@pytest.mark.parametrize(("mode", "cases"), [("whole", psi_ranks.CASES), ("sharded", psi_ranks.SHARDED_CASES)])
+def test_two_processes_follow_the_trajectory_of_one(mode, cases, tmp_path):
+    one, two, back = tmp_path / "one", tmp_path / "two", tmp_path / "back"
+    psi_ranks.train_all(one, cases)
+    psi_ranks.train(psi_ranks.MIXED, one / "mixed", torch.bfloat16)
+    for case in cases:
+        (two / f"{case}_begun").mkdir(parents=True)
+        shutil.copy(one / f"{case}_half.pt", two / f"{case}_begun" / "state.pt")
+    result = in_two_processes(two, mode)
     assert result.returncode == 0, result.stderr
-    for case, settings in psi_ranks.SHARDED_CASES.items():
-        assert_same_trajectory(tmp_path / "one" / case, tmp_path / "two" / case)
-        assert_same_trajectory(tmp_path / "one" / case, tmp_path / "two" / f"{case}_begun", psi_ranks.STEPS // 2 + 1)
-        (tmp_path / "back" / case).mkdir(parents=True)
-        shutil.copy(tmp_path / "two" / f"{case}_half.pt", tmp_path / "back" / case / "state.pt")
-        psi_ranks.train(settings, tmp_path / "back" / case)
-        assert_same_trajectory(tmp_path / "one" / case, tmp_path / "back" / case, psi_ranks.STEPS // 2 + 1)
+    told = [line for line in result.stdout.splitlines() if line.startswith("reward of unfinished rationales")]
+    assert len(told) == 2, "by the main process, of both runs that had no constant yet"
+    half = psi_ranks.STEPS // 2 + 1
+    for case, settings in cases.items():
+        assert_same_trajectory(one / case, two / case)
+        assert_same_trajectory(one / case, two / f"{case}_begun", half)
+        (back / case).mkdir(parents=True)
+        shutil.copy(two / f"{case}_half.pt", back / case / "state.pt")
+        psi_ranks.train(settings, back / case)
+        assert_same_trajectory(one / case, back / case, half)
+    assert_same_trajectory(one / "mixed", two / "mixed")
+    assert_same_selection(one, two)
+
+
+def test_an_error_in_one_process_ends_all_of_them(tmp_path):
+    result = in_two_processes(tmp_path, "failing")
+    assert result.returncode != 0 and "ValueError: this judge is broken" in result.stderr
+    assert result.stdout.count("prompts_per_step must be a multiple of processes, 3 is none of 2") == 2
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_run_at_its_last_step_is_resumed_without_the_optimisers_state(tmp_path):
+    psi_ranks.train(psi_ranks.CASES["gae_lora"], tmp_path)
+    state = torch.load(tmp_path / "state.pt")
+    torch.save({**state, "optimizer": None, "scheduler": None}, tmp_path / "state.pt")
+    lines = []
+    trainer = psi_ranks.make_trainer(psi_ranks.CASES["gae_lora"], tmp_path / "state.pt", lines)
+    assert trainer.resume() == psi_ranks.STEPS
+    torch.testing.assert_close(law(trainer.train()), law(load_policy(tmp_path / "model")), rtol=0, atol=1e-5)
+    assert lines == []
