@@ -80,8 +80,8 @@ def load_state(trainer: "PosteriorPPOTrainer", path: Path) -> None:
     if state["step"] < trainer.config.steps:
         trained = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
         for i, moments in state["optimizer"]["state"].items():
-            # Copies: the file that is mapped here may be replaced.
-            state["optimizer"]["state"][i] = {name: shards_like(value.clone(), trained[i]) for name, value in moments.items()}
+            # Copies: the file that is mapped here may be replaced, and a shard would keep the whole tensor alive.
+            state["optimizer"]["state"][i] = {name: shards_like(value, trained[i]).clone() for name, value in moments.items()}
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.scheduler.load_state_dict(state["scheduler"])
     torch.set_rng_state(state["rng"].cpu())
