@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from brite_lib import costs
-from brite_lib.likelihood import make_batch, token_log_probs
+from brite_lib.likelihood import length_sorted, make_batch, token_log_probs
 
 
 class PolicyWithCritic(nn.Module):
@@ -34,3 +34,22 @@ class PolicyWithCritic(nn.Module):
         # .sum, because FSDP2 wants no views: (N, 1) → (N,)
         values = self.value_head(hidden.detach().float()).sum(-1) if self.value_head is not None else torch.zeros_like(log_prob)
         return log_prob, entropies if entropies is not None else torch.zeros_like(log_prob), values
+
+    @torch.no_grad()
+    def judge(
+        self,
+        prompts: Sequence[Sequence[int]],
+        actions: Sequence[Sequence[int]],
+        forced: Sequence[Sequence[int]],
+        batch_size: int,
+    ) -> tuple[list[tuple[Tensor, ...]], list[float]]:
+        """log Q, entropy and value of each completion's actions, on the CPU; and log Q of the forced tokens behind them, summed."""
+        flat: list[tuple[Tensor, ...]] = [()] * len(actions)
+        answers = [0.0] * len(actions)
+        for rows in length_sorted(list(zip(prompts, actions, forced, strict=True)), batch_size):
+            outputs = self([prompts[i] for i in rows], [[*actions[i], *forced[i]] for i in rows], entropy=True)
+            split = [output.cpu().split([len(actions[i]) + len(forced[i]) for i in rows]) for output in outputs]
+            for place, i in enumerate(rows):
+                flat[i] = tuple(part[place][: len(actions[i])] for part in split)
+                answers[i] = split[0][place][len(actions[i]) :].sum().item()
+        return flat, answers

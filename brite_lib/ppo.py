@@ -103,8 +103,13 @@ class PosteriorPPOTrainer:
         )
         self.vllm: VllmRollouts | None = None  # None: the policy samples itself
         if config.rollout_engine == "vllm":
+            if self._empty is not None:
+                raise InputError(
+                    "rollout_engine: vllm needs whole weights in each process, not shards; set hf, or another accelerate_config"
+                )
             prompts = [self._prompt_ids(problem["question"]) for problem in self.problems[:CANARY_PROMPTS]]
-            self.vllm = VllmRollouts(self.model, template, config, prompts, checkpoint and checkpoint.parent)
+            directory = checkpoint.parent if checkpoint and self.accelerator.is_main_process else None  # one engine's files each
+            self.vllm = VllmRollouts(self.model, template, config, prompts, directory)
         self.step = 0
         self.latest: Experience | None = None  # the last step's batch, for who looks on
         self.unfinished = Unfinished(config, self.reward.unfinished_default(), self.accelerator.print)
@@ -358,25 +363,10 @@ class PosteriorPPOTrainer:
         nothing, live = [[]] * len(actions), self.config.scorer == "live"
         with self._theta() as theta:
             anchor = score(theta, prompts, actions, nothing if live else forced, self.config.batch_size)
-        policy, answer = self._old_policy(prompts, actions, forced if live else nothing)
+        policy, answer = self.agent.judge(prompts, actions, forced if live else nothing, self.config.batch_size)
         answer = answer if live else [part.sum().item() for part in anchor.answer]
         terminal = self.reward.terminal(problems, completions, answer)
         return [(reference, *old, reward) for reference, old, reward in zip(anchor.rationale, policy, terminal, strict=True)]
-
-    @torch.no_grad()
-    def _old_policy(
-        self, prompts: list[list[int]], actions: list[list[int]], forced: list[list[int]]
-    ) -> tuple[list[tuple[Tensor, ...]], list[float]]:
-        """log Q, entropy and value of each completion's actions; and log Q of the forced tokens behind them, summed."""
-        flat: list[tuple[Tensor, ...]] = [()] * len(actions)
-        answers = [0.0] * len(actions)
-        for rows in length_sorted(list(zip(prompts, actions, forced, strict=True)), self.config.batch_size):
-            outputs = self.agent([prompts[i] for i in rows], [[*actions[i], *forced[i]] for i in rows], entropy=True)
-            split = [output.cpu().split([len(actions[i]) + len(forced[i]) for i in rows]) for output in outputs]
-            for place, i in enumerate(rows):
-                flat[i] = tuple(part[place][: len(actions[i])] for part in split)
-                answers[i] = split[0][place][len(actions[i]) :].sum().item()
-        return flat, answers
 
     def _advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
