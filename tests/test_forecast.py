@@ -253,6 +253,7 @@ def test_seven_billion_parameters_on_eight_gpus_by_hand(seven_billion):
     whole = OUTSIDE + 2 * LAYER
     assert (psi.weights, psi.optimizer) == (all_weights / 8, 3 * all_weights / 8) and psi.critic == -(-4 * critic // 8)
     assert psi.exchange == 2 * (whole + critic) and theta.exchange == 2 * whole
+    assert dpo.training == 2 * theta.training  # of pairs
     assert (psi.frozen_copy, dpo.frozen_copy, theta.frozen_copy) == (all_weights / 8, all_weights / 8, 0)
     assert (psi.kv_cache, psi.logits, psi.training, psi.scoring) == (alone.kv_cache, alone.logits, alone.training, alone.scoring)
     assert (psi.loading, theta.loading, ddp.loading) == (2 * all_weights + critic, all_weights, 0)
