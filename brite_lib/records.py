@@ -281,7 +281,8 @@ def _seed(seed: int) -> None:
 
 
 def _peak_rss_gib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Of the largest process of the stage: this one, or one of its children that have ended, such as a vLLM engine or a rank."""
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB on Linux
 
 

@@ -2,6 +2,9 @@ import itertools
 import json
 import math
 import random
+import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -29,6 +32,13 @@ def torch_threads():
 
 def start(directory, **fields) -> Stage:
     return Stage.start("theta_sft", ThetaParams(output_dir=str(directory), **fields))
+
+
+def test_the_peak_is_that_of_the_largest_process(tmp_path):
+    stage, own = start(tmp_path), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+    subprocess.run([sys.executable, "-c", f"b'x' * {own + 2**28}"], check=True)  # as a vLLM engine is, a child with more than its parent
+    stage.finish([], {})
+    assert own / 2**30 + 0.25 < read_record(stage.path("stage.json"))["peak_rss_gib"] < own / 2**30 + 0.5
 
 
 def test_record(tmp_path, capsys):
