@@ -25,7 +25,17 @@ from brite_lib.files import is_full, remove_temporary
 from brite_lib.fingerprint import code_fingerprint
 from brite_lib.harness import require_harness
 from brite_lib.lifeline import end_processes
-from brite_lib.params import PROJECT_ROOT, DrrParams, Experiment, ModelStageParams, check_engine, is_path, is_toy, load_experiment
+from brite_lib.params import (
+    PROJECT_ROOT,
+    DrrParams,
+    Experiment,
+    ModelStageParams,
+    TrainingStageParams,
+    check_engine,
+    is_path,
+    is_toy,
+    load_experiment,
+)
 from brite_lib.stages import StageSpec, plan, run_directory
 
 RUNS_NOTHING = {"-n", "--dry-run", "--dryrun", "-t", "--touch"}  # Snakemake's options that only say or note something
@@ -52,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
                 for parameter in ("engine", "rollout_engine"):
                     check_engine(getattr(spec.params, parameter, "hf"), parameter)
         on_cluster = runs_on_cluster(arguments.profile, snakemake_options, submits=not RUNS_NOTHING & set(snakemake_options))
+        if not (arguments.plan or on_cluster):
+            check_processes(stages)
         check_data(stages, hub=not arguments.plan)
         if arguments.plan:
             print_plan(experiment, stages, arguments.tokens_per_second, arguments.gpu_memory_gib, arguments.gpus)
@@ -66,6 +78,22 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def check_processes(stages: list[StageSpec]) -> None:
+    """Refuse stages that this machine has too few GPUs or cores for, before any stage runs.
+
+    Raises:
+        InputError: one sentence naming the stage.
+    """
+    for spec in stages:
+        if isinstance(spec.params, TrainingStageParams) and spec.params.launched:
+            from brite_lib.launch import number_of_processes
+
+            try:
+                number_of_processes(spec.params)
+            except InputError as error:
+                raise InputError(f"{spec.key}: {error}") from None
 
 
 def check_data(stages: list[StageSpec], hub: bool = False) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from brite_lib import run
@@ -68,6 +69,10 @@ def experiment(folder: Path, data: str = "toy:easy", **changes: object) -> Path:
             "bad.yaml: rloo: rationales_per_prompt must be at least 2 for advantage: rloo, or use advantage: gae",
         ),
         ({"psi": {"steps": -1}}, "bad.yaml: psi: steps: Input should be greater than 0 (got -1)"),
+        (
+            {"theta": {"processes": 1024, "train_batch_size": 1024}},
+            f"seed0/rs: processes: 1024 are more than the {torch.cuda.device_count() or os.cpu_count()} *s found",
+        ),
         ({"methods": ["base", "britte"]}, "bad.yaml: methods: 'britte' is unknown; did you mean 'brite'?"),
         ({"model": "./nowhere"}, "bad.yaml: model: ./nowhere: no such model directory*"),
         ({"model": "bin"}, "bad.yaml: model: bin: has no *.safetensors weights, only .bin files, *; convert it to safetensors"),
