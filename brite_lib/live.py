@@ -26,7 +26,7 @@ SHOWN = ("elbo", "kl", "entropy", "rationale_length", "finished", "explained_var
 WIDTH, HEIGHT, SCALE = 150, 44, 40  # of a curve and of the numbers beside it, px
 CSS = """
 .brite-live{font:12px/1.45 system-ui,sans-serif;max-width:62em}
-.brite-live .curves{display:flex;flex-wrap:wrap;gap:6px 22px;margin:6px 0}
+.brite-live .curves{display:grid;grid-template-columns:repeat(auto-fill,210px);gap:8px 18px;margin:6px 0}
 .brite-live figure{margin:0}
 .brite-live figcaption{opacity:.75}
 .brite-live figcaption b{opacity:1;font-variant-numeric:tabular-nums;float:right;margin-left:1em}
@@ -81,6 +81,8 @@ class _Picture:
         self.trainer, self.validation = trainer, list(islice(validation, VALIDATION_PROBLEMS))
         self.curves: dict[str, list[tuple[int, float]]] = {name: [] for name in (*_names(trainer), "validation accuracy")}
         self.last, self.handle = 0.0, display(HTML(""), display_id=True)
+        if self.validation and trainer.step == 0:  # θ itself, to compare with
+            self.curves["validation accuracy"].append((0, self._accuracy()))
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         steps = self.trainer.config.steps

@@ -49,6 +49,7 @@ def test_a_watched_run_is_the_same_run(outputs):
     assert watched == alone and len(alone) == 3
     assert all(torch.equal(a, b) for a, b in zip(policy.state_dict().values(), same.state_dict().values(), strict=True))
     assert len(outputs) == 3
+    assert 'points="0.0,' in outputs[-1].partition("validation accuracy")[2]  # from before the first step
     assert f"elbo <b>{alone[-1][1]['elbo']:.3g}</b>" in outputs[-1] and "validation accuracy" in outputs[-1]
     trainer.log(4, elbo=0.0)  # afterwards it is the caller's again
     assert len(outputs) == 3 and watched[-1] == (4, {"elbo": 0.0})
