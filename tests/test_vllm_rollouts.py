@@ -2,14 +2,20 @@
 
 import copy
 import math
+from contextlib import contextmanager
 
 import enumerable
 import pytest
 import torch
 
+from brite_lib import vllm_rollouts
 from brite_lib.advantages import importance_weights, mismatch_kl
+from brite_lib.errors import InputError
+from brite_lib.models import load_policy
 from brite_lib.params import PsiParams
 from brite_lib.ppo import PosteriorPPOTrainer
+from brite_lib.rollouts import sample
+from brite_lib.vllm_engine import Drawn
 from brite_lib.vllm_rollouts import canary_difference
 
 UNFINISHED, PROBLEM = -6.0, enumerable.problems()[2]
@@ -147,3 +153,78 @@ def test_the_canary_compares_log_probabilities_and_the_best_token():
     assert canary_difference(policy, prompts, other, true) > 0.1  # right log-probabilities, of tokens that are not the best
     assert canary_difference(enumerable.model(1), prompts, ids, log_probs) > 0.1
     assert math.isnan(canary_difference(policy, prompts, ids, [[math.nan] * 4, log_probs[1]]))  # which is not within a tolerance
+
+
+class Engine:
+    """Does what vLLM does, by generate on the weights that it was handed in files, and keeps a list of what it was asked."""
+
+    def __init__(self, policy):
+        self.policy, self.calls = copy.deepcopy(policy), []
+
+    def sample(self, prompts, seeds, stop_ids, temperature, max_new_tokens):
+        self.calls.append("rollout" if temperature else "canary")
+        rules = enumerable.template()
+        ids = sample(self.policy, rules, prompts, seeds, temperature, max_new_tokens, rules.boundary_ids[0] in stop_ids)
+        with torch.no_grad():
+            pairs = zip(prompts, ids, strict=True)
+            return Drawn(ids, [token_log_probs(self.policy, prompt, [row])[0].tolist() for prompt, row in pairs])
+
+    def load(self, directory):
+        self.calls.append("load")
+        self.policy = load_policy(directory)
+
+    def sleep(self):
+        self.calls.append("sleep")
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """Engines that were opened, with the options they were opened with; none is vLLM's."""
+    opened = []
+
+    @contextmanager
+    def open_one(policy, kind, **options):
+        opened.append((Engine(policy), options))
+        yield opened[-1][0]
+        opened[-1][0].calls.append("end")
+
+    monkeypatch.setattr(vllm_rollouts, "open_sampler", open_one)
+    monkeypatch.setattr(vllm_rollouts, "check_engine", lambda *names: None)
+    return opened
+
+
+def three_steps(directory, lines):
+    settings = {"max_rationale_tokens": 3, "steps": 3, "prompts_per_step": 3, "learning_rate": 1e-2, "unfinished_reward": UNFINISHED}
+    config = PsiParams.parse({"rollout_engine": "vllm", **settings})
+    log = lambda step, **metrics: lines.append(metrics)  # noqa: E731
+    return PosteriorPPOTrainer(enumerable.model(0), enumerable.template(), enumerable.problems(), config, None, directory / "x/s.pt", log)
+
+
+@pytest.mark.parametrize("shares_gpu", [False, True])
+def test_weights_go_over_before_every_draw_and_a_gpu_that_is_shared_is_free_after(shares_gpu, engines, tmp_path, monkeypatch):
+    lines: list[dict[str, float]] = []
+    trainer = three_steps(tmp_path, lines)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    trainer.vllm._shares_gpu = shares_gpu
+    trainer.train()
+    ((engine, options),) = engines
+    draw = ["canary", "rollout", *(["sleep"] if shares_gpu else [])]
+    assert engine.calls == [*draw, "load", *draw, "load", *draw, "end"]
+    expected = {"device": "cpu", "dtype": "float32", "directory": tmp_path / "x", "memory": 0.3 if shares_gpu else None}
+    assert options == expected | {"sleeps": shares_gpu}
+    assert max(line["mismatch_kl"] for line in lines) < 1e-6
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["s.pt"]
+
+
+def test_an_engine_that_keeps_old_weights_is_found_out_at_the_next_step(engines, tmp_path, monkeypatch):
+    monkeypatch.setattr(Engine, "load", lambda self, directory: None)
+    lines: list[dict[str, float]] = []
+    with pytest.raises(RuntimeError, match="does not sample from the policy: .* 0.001 is allowed; set rollout_engine: hf"):
+        three_steps(tmp_path, lines).train()
+    assert len(lines) == 1
+
+
+def test_a_gpu_that_is_not_there_is_named(engines):
+    config = PsiParams(rollout_engine="vllm", rollout_device=f"cuda:{torch.cuda.device_count()}")
+    with pytest.raises(InputError, match=r"rollout_device: there is no cuda:\d+ here, only \d+ GPUs"):
+        PosteriorPPOTrainer(enumerable.model(0), enumerable.template(), enumerable.problems(), config)
