@@ -30,6 +30,7 @@ from brite_lib.run_tables import (
     cost_table,
     hash_table,
     learned_table,
+    measured,
     one_answer_table,
     perplexities,
     sampling_table,
@@ -93,6 +94,11 @@ class Run:
     title: str
     rows: list[dict[str, Any]]
     records: dict[str, dict[str, Any]]
+
+    @property
+    def metric(self) -> str:
+        """What pictures, costs and differences are about: pass@1 where something was sampled."""
+        return "pass@1" if any(row["metric"] == "pass@1" for row in self.rows) else self.rows[0]["metric"]
 
     @property
     def evaluations(self) -> dict[str, dict[str, Any]]:
@@ -212,7 +218,7 @@ def sampled(run: Run) -> pd.DataFrame:
 def figures(run: Run) -> dict[str, Figure]:
     """The pictures of the report by caption, for :func:`write_html`; PNG copies go to ``figures/`` in the run."""
     folder = run.dir / "figures"
-    metric = "pass@1" if any(row["metric"] == "pass@1" for row in run.rows) else run.rows[0]["metric"]
+    metric = run.metric
     pictures = {f"Accuracy ({metric}) of each method": plots.result_bars(run.rows, metric, folder / "results.png")}
     if len({row["benchmark"] for row in run.rows if row["metric"] == metric}) > 1:
         pictures[f"Heat map of {metric} by method and benchmark"] = plots.result_heatmap(run.rows, metric, folder / "heatmap.png")
@@ -278,20 +284,19 @@ def write_html(run: Run, pictures: Mapping[str, Figure], path: str | Path, brows
         path: of the file; written whole or not at all.
         browser: HTML of the rationale browser, which is not escaped (:func:`brite_lib.viewer.embedded`).
     """
-    main = "pass@1" if any(row["metric"] == "pass@1" for row in run.rows) else run.rows[0]["metric"]
     results = result_table(run)
     methods = dict.fromkeys(row["method"] for row in run.rows)
     page = _TEMPLATES.get_template("report.html.j2").render(
         run=run,
         facts=provenance(run),
         unfinished=unfinished(run),
-        metric=main,
+        metric=run.metric,
         splits=" and ".join(sorted({record["params"]["split"] for record in run.evaluations.values()})),
-        results=results[results["metric"] == main].drop(columns="metric"),
-        other_results=results[results["metric"] != main],
+        results=results[results["metric"] == run.metric].drop(columns="metric"),
+        other_results=results[results["metric"] != run.metric],
         notes={method: METHOD_NOTES[method] for method in methods if method in METHOD_NOTES},
         monitored=monitor_table(run),
-        differences=difference_table(run, main),
+        differences=difference_table(run, run.metric),
         one_answer=one_answer_table(run, DIFFERENCES),
         pictures={caption: _image(figure) | {"note": _note(caption)} for caption, figure in pictures.items()},
         examples=rationales(run),
@@ -321,12 +326,11 @@ def _monitored(run: Run) -> pd.DataFrame:
     """What the EM monitor measured: a row per stage that had one, in the order of task, round and result table; empty if none had."""
     rows = []
     for key, record in run.records.items():
-        measured = {name.removeprefix("em/"): value for name, value in record["metrics"].items() if name.startswith("em/")}
-        if measured:
+        if found := measured(record, "em/"):
             stage, number = record["stage"], record["params"]["round"]
             name = stage.partition("_round")[0]
             method, update = name.removesuffix("_psi"), f"{'ψ' if name.endswith('_psi') else 'θ'} {number}"
-            rows.append({"task": task_of(key, record), "round": number, "after": stage, "method": method, "update": update, **measured})
+            rows.append({"task": task_of(key, record), "round": number, "after": stage, "method": method, "update": update, **found})
     rows.sort(key=lambda row: (row["task"], row["round"], method_order(row["after"])))
     return pd.DataFrame(rows)
 

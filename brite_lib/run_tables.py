@@ -54,7 +54,7 @@ def cost_table(run: "Run") -> pd.DataFrame:
 
     ``× sft`` is the ratio of FLOPs to supervised fine-tuning on human rationales, where the run has it.
     """
-    metric = "pass@1" if any(row["metric"] == "pass@1" for row in run.rows) else run.rows[0]["metric"]
+    metric = run.metric
     rows = [row for row in run.rows if row["metric"] == metric]
     title, flops_of = _flops(run)
     of_sft = {row["benchmark"]: row["flops"] for row in rows if row["method"] == "sft"}
@@ -100,7 +100,7 @@ def learned_table(run: "Run") -> pd.DataFrame:
     """
     rows = []
     for key, record in sorted(run.records.items(), key=lambda item: method_order(item[1]["stage"])):
-        found = _measured(record, "quality/")
+        found = measured(record, "quality/")
         if "rationales" in record["params"] and found.get("rationales"):
             path = Path(record["params"]["rationales"])
             source = "people" if str(path) == "human" else path.parent.name
@@ -116,9 +116,9 @@ def written_table(run: "Run") -> pd.DataFrame:
     """The sampled rationales of each method in its evaluation, and how well log P(y*|x,z) tells its right ones; means over seeds."""
     rows = []
     for record in run.evaluations.values():
-        if _measured(record, "quality/").get("rationales"):
+        if measured(record, "quality/").get("rationales"):
             params = record["params"]
-            found = _measured(record, "quality/") | _measured(record, "self_evaluation/")
+            found = measured(record, "quality/") | measured(record, "self_evaluation/")
             rows.append({"benchmark": params["benchmark"], "method": params["method"], **found})
     table, means = _means(rows, ["benchmark", "method"], {"words": "words", "steps": "steps"})
     if "auroc" in means:
@@ -180,7 +180,8 @@ def _means(rows: list[dict[str, Any]], keys: list[str], shown: dict[str, str]) -
     return table, means
 
 
-def _measured(record: dict[str, Any], prefix: str) -> dict[str, float]:
+def measured(record: dict[str, Any], prefix: str) -> dict[str, float]:
+    """The metrics of a stage whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): value for name, value in record["metrics"].items() if name.startswith(prefix)}
 
 

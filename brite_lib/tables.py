@@ -120,6 +120,19 @@ def read_pairs(path: str | Path) -> list[dict[str, Any]]:
     return _read(path, PAIRS)
 
 
+def read_parquet(path: str | Path) -> pa.Table:
+    """Any parquet file.
+
+    Raises:
+        InputError: one sentence, if it is truncated or none.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: is no whole parquet file, it may be truncated: {' '.join(str(error).split())}") from None
+
+
 def _columns(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: str | Path) -> list[pa.Array]:
     for number, row in enumerate(rows, start=1):
         for name in row.keys() - set(schema.names):
@@ -142,11 +155,7 @@ def _read(path: str | Path, schema: pa.Schema) -> list[dict[str, Any]]:
         raise InputError(f"{path}: no such file")
     if Path(path).suffix == ".jsonl":
         return pa.Table.from_arrays(_columns(_json_lines(path), schema, path), schema=schema).to_pylist()
-    try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: is no whole parquet file, it may be truncated: {' '.join(str(error).split())}") from None
+    table = read_parquet(path)
     for name in table.column_names:
         if name not in schema.names:
             raise InputError(f"{path}: {name}: is no column of this table{suggestion(name, schema.names)}")

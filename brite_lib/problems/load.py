@@ -9,8 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 from datasets import Dataset, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from pydantic import ValidationError
@@ -20,6 +18,7 @@ from brite_lib.errors import InputError
 from brite_lib.params import is_path, is_toy, resolve_path, suggestion
 from brite_lib.problems.problem import Problem
 from brite_lib.problems.toy import HUMANS, LEVELS, SPLITS, toy_problems
+from brite_lib.tables import read_parquet
 
 FEATURES = Features({name: List(Value("string")) if name == "choices" else Value("string") for name in Problem.model_fields})
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
@@ -141,14 +140,7 @@ def _ending(path: Path) -> str:
 
 
 def _read(path: Path) -> Iterator[tuple[int, Any]]:
-    return enumerate(_parquet_rows(path), start=1) if path.suffix == ".parquet" else _json_lines(path)
-
-
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: is no whole parquet file, it may be truncated: {' '.join(str(error).split())}") from None
+    return enumerate(read_parquet(path).to_pylist(), start=1) if path.suffix == ".parquet" else _json_lines(path)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:

@@ -167,14 +167,9 @@ def _same_parts(gold: Parts, guess: Parts) -> bool:
 
 def _same_members(golds: list[str], guesses: list[str]) -> bool:
     """Every gold answer among the guesses and every guess among the gold answers, in any order."""
-    hits = {(i, j): None for i in range(len(golds)) for j in range(len(guesses))}
-    for i, gold in enumerate(golds):
-        for j, guess in enumerate(guesses):
-            hits[i, j] = compact(gold) == compact(guess)
-    open_golds = [i for i in range(len(golds)) if not any(hits[i, j] for j in range(len(guesses)))]
-    open_guesses = [j for j in range(len(guesses)) if not any(hits[i, j] for i in range(len(golds)))]
-    return all(any(equal(golds[i], guess) for guess in guesses) for i in open_golds) and all(
-        any(equal(gold, guesses[j]) for gold in golds) for j in open_guesses
+    alike = set(map(compact, golds)) & set(map(compact, guesses))
+    return all(compact(gold) in alike or any(equal(gold, guess) for guess in guesses) for gold in golds) and all(
+        compact(guess) in alike or any(equal(gold, guess) for gold in golds) for guess in guesses
     )
 
 
