@@ -18,6 +18,7 @@ import torch
 from ruamel.yaml import YAML
 
 from brite_lib import run
+from brite_lib.errors import InputError
 from brite_lib.params import PROJECT_ROOT
 
 NAME = "test-bad-input"
@@ -118,24 +119,6 @@ def test_make_run(folder):
             "{folder}/no_answer.jsonl: row 2: answer: is missing",
         ),
         (
-            "02_psi_ppo",
-            "-p",
-            {"round": 2, "model": "{folder}/brite/model"},
-            "{folder}/brite/model: is corrupt or was changed, its SHA-256 is not the one in {folder}/brite/stage.json; *",
-        ),
-        (
-            "10_rejection_sampling",
-            "-p",
-            {"model": "./nowhere", "data": "{folder}/twice.jsonl"},
-            "{folder}/twice.jsonl: row 2: id: 'a' is already in row 1",
-        ),
-        (
-            "03_theta_sft",
-            "-f",
-            {"model": "./nowhere", "rationales": "{folder}/cut.parquet"},
-            "{folder}/cut.parquet: is no whole parquet file, it may be truncated: *",
-        ),
-        (
             "05_evaluation",
             "-p",
             {"model": "{folder}/bin", "data": "{folder}/good.jsonl"},
@@ -146,7 +129,7 @@ def test_make_run(folder):
 )
 def test_plain_papermill(folder, notebook, how, values, sentence):
     target = folder / "stage"
-    values = {name: str(value).replace("{folder}", str(folder)) for name, value in values.items()} | {"output_dir": target}
+    values = {name: value.replace("{folder}", str(folder)) for name, value in values.items()} | {"output_dir": target}
     (folder / "p.yaml").write_text("".join(f"{name}: {value}\n" for name, value in values.items()))
     options = ["-f", folder / "p.yaml"] if how == "-f" else [part for name, value in values.items() for part in ("-p", name, value)]
     command = [sys.executable, "-m", "papermill", f"notebooks/{notebook}.ipynb", folder / "out.ipynb", "-k", "python3", *options]
@@ -158,6 +141,40 @@ def test_plain_papermill(folder, notebook, how, values, sentence):
     assert not [path for path in target.rglob("*") if path.is_file()]
     if "learning_rate" in values:
         assert any("'learning_rate': 1e-05" in str(cell.get("outputs")) for cell in nbformat.read(folder / "out.ipynb", 4).cells)
+
+
+@pytest.mark.parametrize(
+    ("notebook", "values", "sentence"),
+    [
+        (
+            "02_psi_ppo",
+            {"round": 2, "model": "{folder}/brite/model"},
+            "{folder}/brite/model: is corrupt or was changed, its SHA-256 is not the one in {folder}/brite/stage.json; *",
+        ),
+        (
+            "10_rejection_sampling",
+            {"model": "./nowhere", "data": "{folder}/twice.jsonl"},
+            "{folder}/twice.jsonl: row 2: id: 'a' is already in row 1",
+        ),
+        (
+            "03_theta_sft",
+            {"model": "./nowhere", "rationales": "{folder}/cut.parquet"},
+            "{folder}/cut.parquet: is no whole parquet file, it may be truncated: *",
+        ),
+    ],
+)
+def test_the_cells_of_other_notebooks(folder, notebook, values, sentence):
+    """In this process: a kernel of its own takes twenty seconds, and would show the sentence as those above."""
+    values = {name: value.replace("{folder}", str(folder)) if isinstance(value, str) else value for name, value in values.items()}
+    namespace: dict = {}
+    cells = [cell for cell in nbformat.read(PROJECT_ROOT / f"notebooks/{notebook}.ipynb", 4).cells if cell.cell_type == "code"]
+    with pytest.raises(InputError) as caught:
+        for cell in cells:
+            exec(cell.source, namespace)
+            if "parameters" in cell.metadata.get("tags", []):
+                namespace |= values | {"output_dir": str(folder / "stage")}
+    assert_matches(str(caught.value), sentence.replace("{folder}", str(folder)))
+    assert not [path for path in (folder / "stage").rglob("*") if path.is_file()]
 
 
 def assert_matches(text: str, pattern: str) -> None:
