@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import get_scheduler
 
@@ -119,9 +119,7 @@ class PosteriorPPOTrainer:
 
     def _spread(self) -> None:
         """Find the other processes, and make the module and the optimiser that train in all of them."""
-        on_cpu = next(self.model.parameters()).device.type == "cpu"
-        # Nothing changes the buffers, and sending them would tie the ranks' passes without gradients together.
-        self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+        self.accelerator = Accelerator(cpu=next(self.model.parameters()).device.type == "cpu")
         if self.accelerator.num_processes > 1:
             try:
                 self.config.check_shares(self.accelerator.num_processes)

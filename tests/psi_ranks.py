@@ -2,13 +2,16 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import enumerable
 import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 
-from brite_lib import ppo
 from brite_lib.errors import InputError
 from brite_lib.models import save_policy
 from brite_lib.params import LatroParams, PsiParams
@@ -109,6 +112,18 @@ def train_all(directory: Path, cases: dict[str, dict[str, Any]]) -> None:
     train_latro(directory)
 
 
+def pretend_to_have_gpus() -> None:
+    """Have accelerate believe in FSDP2, as ``fsdp2.yaml`` does on GPUs; on a CPU it leaves the configuration unread."""
+    Accelerator(cpu=True)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    AcceleratorState._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
+
+
+class NothingIsFinished(AnswerLikelihood):
+    def terminal(self, problems, completions, forced_log_prob):
+        return [None] * len(completions)
+
+
 class FailsOnOneRank(AnswerLikelihood):
     """A judge that breaks down in the last process only."""
 
@@ -122,15 +137,19 @@ if __name__ == "__main__":
     target, mode = Path(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
     if mode == "failing":
-        try:
+        with suppress(InputError):
             make_trainer({"prompts_per_step": 3, "minibatches": 3}, target / "state.pt", [])
-        except InputError as error:
-            print(error)
+            sys.exit("a batch was shared that can't be divided")
+        trainer = make_trainer(CASES["rloo"], target / "state.pt", [])
+        trainer.reward = NothingIsFinished()
+        with suppress(RuntimeError):
+            trainer.train()
+            sys.exit("a reward was found where nothing is finished")
         trainer = make_trainer(CASES["rloo"], target / "state.pt", [])
         trainer.reward = FailsOnOneRank()
         trainer.train()
     else:
         if mode == "sharded":
-            ppo.wants_shards = lambda accelerator: True  # accelerate itself shards on GPUs only
+            pretend_to_have_gpus()
         train_all(target, SHARDED_CASES if mode == "sharded" else CASES)
         train(MIXED, target / "mixed", torch.bfloat16)

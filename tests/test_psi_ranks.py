@@ -89,7 +89,6 @@ def test_two_processes_follow_the_trajectory_of_one(mode, cases, tmp_path):
 def test_an_error_in_one_process_ends_all_of_them(tmp_path):
     result = in_two_processes(tmp_path, "failing")
     assert result.returncode != 0 and "ValueError: this judge is broken" in result.stderr
-    assert result.stdout.count("prompts_per_step must be a multiple of processes, 3 is none of 2") == 2
     assert not (tmp_path / "state.pt").exists()
 
 
