@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
@@ -102,10 +104,10 @@ def train_on(trainer: "Trainer", checkpoints: str | Path) -> None:
     trainer.add_callback(TrainerProgress)
     try:
         if newest and (state := TrainerState.load_from_json(Path(newest) / "trainer_state.json")).global_step >= state.max_steps:
-            trainer._load_from_checkpoint(newest)
+            _load_weights(trainer.model, Path(newest))
             trainer.state = state
             return
-        if newest:
+        if newest and not trainer.is_deepspeed_enabled:
             _check_optimizer(Path(newest), trainer.is_fsdp_enabled)
         trainer.train(resume_from_checkpoint=newest)
     except UNREADABLE as error:
@@ -124,6 +126,16 @@ class TrainerProgress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         next(self.steps, None)  # asked for another step, it counts one as done
+
+
+def _load_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Read what ``save_pretrained`` wrote, be it of a sharded model, which transformers itself reads into a sharded one only."""
+    if isinstance(model, PeftModel):
+        model.load_adapter(checkpoint, model.active_adapter, is_trainable=True)
+        return
+    weights = {name: tensor for file in checkpoint.glob("model*.safetensors") for name, tensor in load_file(file).items()}
+    if not weights or model.load_state_dict(weights, strict=False).unexpected_keys:  # tied weights are in no file
+        raise OSError("its weights are not those of the model")
 
 
 def _check_optimizer(checkpoint: Path, sharded: bool) -> None:

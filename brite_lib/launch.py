@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from html import escape
@@ -18,8 +19,6 @@ from typing import Any
 
 import psutil
 import torch
-from IPython import get_ipython
-from IPython.display import HTML, display
 from torch import nn
 
 from brite_lib.cluster import on_all_nodes
@@ -27,6 +26,7 @@ from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text
 from brite_lib.params import PROJECT_ROOT, TrainingStageParams, resolve_path
 from brite_lib.params.training import read_accelerate_config
+from brite_lib.progress import in_jupyter, updating_output
 
 CONFIGS = PROJECT_ROOT / "params/accelerate"
 FIRST_RANK = "[default0]:"  # how torch's elastic agent marks the lines of the first rank on this machine
@@ -38,7 +38,7 @@ class RankTraceback(Exception):
     """The traceback of a rank, as the cause of the error that its launcher raises."""
 
 
-def launch(stage: str, params: TrainingStageParams, processes: int, model: nn.Module | None = None) -> None:
+def launch(stage: str, params: TrainingStageParams, processes: int, model: nn.Module | None = None) -> float:
     """Train ``stage`` to its last step, in this process for one, else with ``accelerate launch`` in ``processes`` child processes.
 
     What is left is the last checkpoint in the stage's directory, its ``metrics.jsonl``, and ``ranks/`` with each rank's log.
@@ -49,21 +49,25 @@ def launch(stage: str, params: TrainingStageParams, processes: int, model: nn.Mo
         processes: over all machines; see :func:`number_of_processes`.
         model: of this process, to be moved from its GPU to the CPU meanwhile.
 
+    Returns:
+        the seconds that it took.
+
     Raises:
         InputError: one sentence, if the port is busy, or if a rank says so.
         RuntimeError: if a rank failed; it names the rank and its log, and its cause is the rank's own traceback.
     """
+    started = time.monotonic()
     if processes == 1 and not params.launched:
         from brite_lib.train import train
 
         train(stage, params)
-        return
+        return time.monotonic() - started
     directory = PROJECT_ROOT / Path(params.output_dir).expanduser() / "ranks"
     shutil.rmtree(directory, ignore_errors=True)
     atomic_write_text(directory / "params.json", params.model_dump_json())
     command = _command(stage, params, processes, directory)
     with _on_cpu(model), _running(command, _environment(params)) as agent, _shown() as show:
-        show(f"{processes} processes; each one's log is in {directory}")
+        show(f"{processes} process{'es' * (processes > 1)} of accelerate launch; their logs: {directory}")
         for line in agent.stdout:
             if line.startswith(FIRST_RANK) and not line.startswith(f"{FIRST_RANK}[rank"):  # nor tracebacks, which may be another's fault
                 show(line.removeprefix(FIRST_RANK).rstrip())
@@ -73,6 +77,7 @@ def launch(stage: str, params: TrainingStageParams, processes: int, model: nn.Mo
         status = agent.wait()
     if status:
         raise _failure(directory, processes)
+    return time.monotonic() - started
 
 
 def number_of_processes(params: TrainingStageParams) -> int:
@@ -200,15 +205,14 @@ def _on_cpu(model: nn.Module | None) -> Iterator[None]:
 @contextmanager
 def _shown() -> Iterator[Any]:
     """A function that shows a line of the log: in JupyterLab one output with the latest lines, elsewhere print."""
-    if os.environ.get("BRITE_BATCH") or get_ipython() is None:
+    if not in_jupyter():
         yield lambda line: print(line, flush=True)
         return
-    lines: list[str] = []
-    handle = display(HTML(""), display_id=True)
+    lines, update = [], updating_output()
 
     def show(line: str) -> None:
         lines.append(line)
-        handle.update(HTML(f"<pre>{escape(chr(10).join(lines[-SHOWN_LINES:]))}</pre>"))
+        update(f"<pre>{escape(chr(10).join(lines[-SHOWN_LINES:]))}</pre>")
 
     yield show
 

@@ -4,7 +4,6 @@
 of their own, are no cost of the method and are not logged.
 """
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +11,9 @@ from html import escape
 from itertools import islice
 from typing import Any
 
-from IPython import get_ipython
-from IPython.display import HTML, display
-
 from brite_lib import costs
 from brite_lib.ppo import PosteriorPPOTrainer
-from brite_lib.progress import SECONDS_BETWEEN_LINES
+from brite_lib.progress import SECONDS_BETWEEN_LINES, in_jupyter, updating_output
 from brite_lib.rollouts import generate
 
 SECONDS_BETWEEN_PICTURES = 1.0
@@ -46,8 +42,7 @@ def shown(trainer: PosteriorPPOTrainer, validation: Sequence[dict[str, Any]] = (
         trainer: its ``log`` goes on as before.
         validation: problems of which the first 50 are answered now and then (JupyterLab only: it takes time).
     """
-    lines = os.environ.get("BRITE_BATCH") or get_ipython() is None
-    log, view = trainer.log, _Lines(trainer) if lines else _Picture(trainer, validation)
+    log, view = trainer.log, _Picture(trainer, validation) if in_jupyter() else _Lines(trainer)
 
     def both(step: int, **metrics: float) -> None:
         log(step, **metrics)
@@ -80,7 +75,7 @@ class _Picture:
     def __init__(self, trainer: PosteriorPPOTrainer, validation: Sequence[dict[str, Any]]):
         self.trainer, self.validation = trainer, list(islice(validation, VALIDATION_PROBLEMS))
         self.curves: dict[str, list[tuple[int, float]]] = {name: [] for name in (*_names(trainer), "validation accuracy")}
-        self.last, self.handle = 0.0, display(HTML(""), display_id=True)
+        self.last, self.show = 0.0, updating_output()
         if self.validation and trainer.step == 0:  # θ itself, to compare with
             self.curves["validation accuracy"].append((0, self._accuracy()))
 
@@ -91,7 +86,7 @@ class _Picture:
         if self.validation and (step % max(1, steps // VALIDATIONS) == 0 or step == steps):
             self.curves["validation accuracy"].append((step, self._accuracy()))
         if time.monotonic() - self.last >= SECONDS_BETWEEN_PICTURES or step == steps:
-            self.handle.update(HTML(self._html(step)))
+            self.show(self._html(step))
             self.last = time.monotonic()
 
     @costs.not_counted()

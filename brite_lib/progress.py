@@ -1,8 +1,9 @@
 """Progress for both readers of a notebook: a live bar in JupyterLab, a few lines under papermill."""
 
 import os
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm.auto import tqdm
@@ -10,6 +11,20 @@ from tqdm.auto import tqdm
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BEFORE_A_BAR = 1.0  # what is done sooner needs none; short ones, one after the other, would pile up
+
+
+def in_jupyter() -> bool:
+    """Whether an output can be updated in place: in a kernel, not in a batch run."""
+    shell = sys.modules.get("IPython")  # without which there is no kernel
+    return not os.environ.get("BRITE_BATCH") and shell is not None and shell.get_ipython() is not None
+
+
+def updating_output() -> Callable[[str], None]:
+    """A function that shows HTML in one output of the cell, each time in the place of the last."""
+    from IPython.display import HTML, display
+
+    handle = display(HTML(""), display_id=True)
+    return lambda html: handle.update(HTML(html))
 
 
 def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "") -> Iterator[Item]:

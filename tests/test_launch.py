@@ -94,7 +94,7 @@ def test_the_notebook_trained_by_two_processes_ends_like_that_of_one(tmp_path):
     assert record["metrics"]["steps"] == 6 and record["metrics"]["loss"] == pytest.approx(lines[-1]["loss"], abs=1e-5)
     assert record["flops"] > 0 and record["tokens_trained"] > 0
     text = (tmp_path / "two/notebook.ipynb").read_text()
-    assert text.count("<pre>2 processes; ") == 1 and text.count("CPU threads: 1 of") == 2 and "default0" not in text
+    assert text.count("<pre>2 processes of accelerate launch; ") == 1 and text.count("CPU threads: 1 of") == 2 and "default0" not in text
 
 
 def test_the_error_of_a_rank_is_the_ranks_own(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """The view of a running ψ-update: it shows what happens, and nothing that happens depends on it."""
 
 import math
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,19 +18,13 @@ BASE = str(PROJECT_ROOT / "assets" / "tiny-base")
 HOSTILE = "<script>alert(1)</script>"
 
 
-class Outputs(list):
-    """Stands for a notebook's output: every picture shown in it, oldest first."""
-
-    def update(self, html):
-        self.append(html.data)
-
-
 @pytest.fixture
 def outputs(monkeypatch):
-    shown = Outputs()
+    """Every picture shown in a notebook's output, oldest first."""
+    shown = []
     monkeypatch.delenv("BRITE_BATCH", raising=False)
-    monkeypatch.setattr(live, "get_ipython", lambda: object())
-    monkeypatch.setattr(live, "display", lambda html, display_id: shown)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=object))
+    monkeypatch.setattr(live, "updating_output", lambda: shown.append)
     monkeypatch.setattr(live, "SECONDS_BETWEEN_PICTURES", 0.0)
     return shown
 

@@ -1,20 +1,25 @@
 """SFT and DPO of a tiny model, in one process or as one of two.
 
-``python -m torch.distributed.run --nproc_per_node 2 two_ranks.py DIRECTORY`` is how test_two_processes.py starts it. The same cases run
-in the test's own process; both leave what they logged and the trained weights.
+test_two_processes.py starts it as ``accelerate launch --config_file … two_ranks.py DIRECTORY OTHERS``. The same cases run in the test's
+own process; both leave what they logged and the trained weights.
 """
 
 import json
+import os
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import enumerable
 import torch
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 from datasets import Dataset
 
 from brite_lib.dpo import rationale_dpo
+from brite_lib.errors import InputError
 from brite_lib.params import DpoParams, ThetaParams
 from brite_lib.sft import rationale_sft
 from brite_lib.train import meet
@@ -74,15 +79,39 @@ def train(case: str, directory: Path, stop_at: int | None = None) -> None:
         torch.save(dict(model.state_dict()), directory / "weights.pt")
 
 
+def pretend_gpus() -> None:
+    """Let accelerate take these CPUs for GPUs that talk by gloo: else it does not shard on a CPU, though torch does."""
+
+    def on_gpus(state: PartialState, *arguments: Any) -> tuple[str, DistributedType]:
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+        return "gloo", DistributedType.MULTI_GPU
+
+    PartialState._prepare_backend = on_gpus
+
+
 def train_all(directory: Path) -> None:
     for case in CASES:
         train(case, directory / case)
     with suppress(Interrupted):
-        train("sft", directory / "interrupted_here", INTERRUPTED_AT)
-    if (other := directory / "interrupted_elsewhere").is_dir():
-        train("sft", other)
+        train("sft", directory / "interrupted", INTERRUPTED_AT)
+
+
+def resume_all(directory: Path, others: Path) -> None:
+    """Finish what was interrupted here, and what one process was interrupted in."""
+    for name, source in (("resumed", directory), ("taken_over", others)):
+        if PartialState().is_main_process:
+            shutil.copytree(source / "interrupted", directory / name)
+        PartialState().wait_for_everyone()
+        try:
+            train("sft", directory / name)
+        except InputError as error:
+            (directory / name / "refused.txt").write_text(str(error))
 
 
 if __name__ == "__main__":
+    if "ACCELERATE_USE_FSDP" in os.environ:
+        pretend_gpus()
     meet(on_cpu=True)
     train_all(Path(sys.argv[1]))
+    resume_all(Path(sys.argv[1]), Path(sys.argv[2]))
