@@ -9,7 +9,7 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || 
 $(PYTHON) is $$($(PYTHON) -V 2>&1); try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 
 # What gpu-check needs beside what a GPU machine with PyTorch has (docs/gpu.md), for that machine's Python.
-GPU_WHEELS := annotated-types datasets dill multiprocess pydantic pydantic-core trl typing-inspection
+GPU_WHEELS := annotated-types datasets dill multiprocess pydantic pydantic-core ruamel.yaml trl typing-inspection
 GPU_PYTHON ?= 3.12
 GPU_PLATFORM ?= x86_64
 

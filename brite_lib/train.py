@@ -7,7 +7,8 @@ writes the checkpoints and ``metrics.jsonl``. The notebook goes on from there (:
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from brite_lib import costs
+from brite_lib import costs, live
 from brite_lib.checkpointing import resume_step
 from brite_lib.dpo import draw_pairs, rationale_dpo
 from brite_lib.errors import InputError
 from brite_lib.models import load_policy, load_template
-from brite_lib.params import DpoParams, ThetaParams, TrainingStageParams
+from brite_lib.params import DpoParams, LatroParams, PsiParams, ThetaParams, TrainingStageParams
+from brite_lib.ppo import PosteriorPPOTrainer
 from brite_lib.problems import load_problems
 from brite_lib.records import Stage
+from brite_lib.selection import BestOnValidation, training_and_validation
 from brite_lib.sft import load_rows, rationale_sft, training_rows
 
 Log = Callable[..., None]  # called as log(step, **metrics)
@@ -31,6 +34,7 @@ Log = Callable[..., None]  # called as log(step, **metrics)
 
 def train_theta(params: ThetaParams, stage: Stage, log: Log | None) -> None:
     """As notebooks/03_theta_sft.ipynb."""
+    _rewind(stage, resume_step(stage.path("checkpoint")))
     template = load_template(params.model, params.template)
     dataset = training_rows(load_rows(params), template, params.correct_only, params.reward_weighted)
     model = load_policy(params.model, device=params.device, dtype=params.dtype)
@@ -39,6 +43,7 @@ def train_theta(params: ThetaParams, stage: Stage, log: Log | None) -> None:
 
 def train_dpo(params: DpoParams, stage: Stage, log: Log | None) -> None:
     """As notebooks/04_dpo.ipynb, which has drawn the pairs; without it the first process draws them."""
+    _rewind(stage, resume_step(stage.path("checkpoint")))
     template, problems = load_template(params.model, params.template), load_problems(params.data, params.split, params.limit)
     with PartialState().main_process_first():
         pairs, _ = draw_pairs(problems, template, params, stage.path("checkpoint"))
@@ -46,9 +51,51 @@ def train_dpo(params: DpoParams, stage: Stage, log: Log | None) -> None:
     rationale_dpo(model, pairs, template, params, stage.path("checkpoint"), log)
 
 
+def train_psi(params: PsiParams, stage: Stage, log: Log | None) -> None:
+    """As notebooks/02_psi_ppo.ipynb."""
+    problems = load_problems(params.data, params.split, params.limit)
+    _psi_steps(_psi_trainer(params, stage, problems, log), stage)
+
+
+def train_latro(params: LatroParams, stage: Stage, log: Log | None) -> None:
+    """As notebooks/11_latro.ipynb, which restores the best weights."""
+
+    def validate_and_log(step: int, **metrics: float) -> None:
+        metrics |= best.validate(step)  # by all processes
+        if log:
+            log(step, **metrics)
+
+    problems, validation = training_and_validation(params)
+    trainer = _psi_trainer(params, stage, problems, validate_and_log)
+    best = BestOnValidation(trainer, validation, params, stage.path("checkpoint") / "best.pt")
+    _psi_steps(trainer, stage, lambda: validate_and_log(0))
+
+
+def _psi_trainer(params: PsiParams, stage: Stage, problems: Sequence[dict[str, Any]], log: Log | None) -> PosteriorPPOTrainer:
+    template = load_template(params.model, params.template)
+    model = load_policy(params.model, device=params.device, dtype=params.dtype)
+    return PosteriorPPOTrainer(model, template, problems, params, checkpoint=stage.path("checkpoint") / "state.pt", log=log)
+
+
+def _psi_steps(trainer: PosteriorPPOTrainer, stage: Stage, first: Callable[[], None] = lambda: None) -> None:
+    """The remaining steps; ``first`` is called before the very first."""
+    _rewind(stage, trainer.resume())
+    if trainer.step == 0:
+        first()
+    with live.shown(trainer) if PartialState().is_main_process else nullcontext():
+        trainer.train()
+
+
+def _rewind(stage: Stage, step: int) -> None:
+    if PartialState().is_main_process:
+        stage.rewind(step)
+
+
 TRAINERS: dict[str, tuple[type[TrainingStageParams], Callable[[Any, Stage, Log | None], None]]] = {
     ThetaParams.kind: (ThetaParams, train_theta),
     DpoParams.kind: (DpoParams, train_dpo),
+    PsiParams.kind: (PsiParams, train_psi),
+    LatroParams.kind: (LatroParams, train_latro),
 }
 
 
@@ -62,11 +109,7 @@ def train(stage: str, params: TrainingStageParams) -> None:
     if stage not in TRAINERS:
         raise InputError(f"stage: {stage} does not train; known: {', '.join(TRAINERS)}")
     joined = Stage.join(stage, params)
-    first = PartialState().is_main_process
-    if first:
-        joined.rewind(resume_step(joined.path("checkpoint")))
-    PartialState().wait_for_everyone()
-    TRAINERS[stage][1](params, joined, joined.log if first else None)
+    TRAINERS[stage][1](params, joined, joined.log if PartialState().is_main_process else None)
 
 
 def meet(on_cpu: bool) -> PartialState:

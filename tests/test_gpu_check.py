@@ -16,7 +16,7 @@ from brite_lib.params import PROJECT_ROOT
 
 NOT_NEEDED = (
     "IPython", "PIL", "antlr4", "anywidget", "ipykernel", "ipywidgets", "jupyter_client", "latex2sympy2_extended", "math_verify",
-    "matplotlib", "nbformat", "papermill", "pytest", "ruamel", "seaborn", "snakemake", "tabulate", "traitlets",
+    "matplotlib", "nbformat", "papermill", "pytest", "seaborn", "snakemake", "tabulate", "traitlets",
 )  # fmt: skip
 ENTRY = {"status", "failures", "numbers", "seconds", "peak_gpu_gib"}
 

@@ -14,18 +14,21 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from brite_lib.experience import STEP_ZERO_TOLERANCE
+from brite_lib.launch import launch
 from brite_lib.likelihood import make_batch, score
 from brite_lib.models import load_policy
 from brite_lib.params import PsiParams, ThetaParams
 from brite_lib.ppo import PosteriorPPOTrainer
 from brite_lib.problems import load_problems
+from brite_lib.records import read_metrics
 from brite_lib.rollouts import generate, open_sampler, sample, sample_seed
-from brite_lib.sft import rationale_sft, training_rows
+from brite_lib.sft import load_rows, rationale_sft, training_rows
 from brite_lib.template import RationaleTemplate
 from brite_lib.tiny_base import make_model
 from brite_lib.vllm_rollouts import CANARY_TOLERANCE
 
 EMBEDDED = "assets/tiny-base"
+FSDP2 = "params/accelerate/fsdp2.yaml"
 RESUME_TOLERANCE = 0.05  # nats, of a step's metrics
 MISMATCH = {torch.float32: 1e-6, torch.bfloat16: 1e-2}  # nats per token by which vLLM's rollouts may differ from the policy
 SAME_TOKENS = 0.95  # share of completions that vLLM and transformers must decode alike; rounding decides near ties
@@ -228,6 +231,35 @@ def resume(setup: Setup) -> Outcome:
     )
 
 
+def fsdp2(setup: Setup) -> Outcome:
+    """ψ-PPO and θ-SFT by ``accelerate launch`` with params/accelerate/fsdp2.yaml, in one process: the steps that this process makes too."""
+    size = setup.size
+    common = {"limit": 4 * size.per_step, "device": setup.device.type, "dtype": setup.dtype, "threads": 0, "save_steps": 10**6}
+    psi = PsiParams.parse(common | {"steps": 3, "prompts_per_step": size.per_step, "rationales_per_prompt": size.rationales})
+    theta = ThetaParams.parse(common | {"epochs": 1, "train_batch_size": size.per_step})
+    differences = []
+    for params in (psi, theta):
+        lines = []
+        for place, config in (("here", "auto"), ("launched", FSDP2)):
+            folder = setup.scratch / place / params.kind
+            launch(params.kind, params.model_copy(update={"output_dir": str(folder), "accelerate_config": config}), 1)
+            lines.append(read_metrics(folder / "metrics.jsonl"))
+        differences.append(max(abs(one["loss"] - other["loss"]) for one, other in zip(*lines, strict=True)))
+    left_psi, left_theta = (setup.scratch / "launched" / params.kind / "checkpoint" for params in (psi, theta))
+    trainer = PosteriorPPOTrainer(setup.embedded(), setup.template, setup.problems("train"), psi, checkpoint=left_psi / "state.pt")
+    dataset = training_rows(load_rows(theta), setup.template)
+    _, metrics = rationale_sft(setup.embedded(), dataset, setup.template, theta, left_theta)
+    sharded = any(left_theta.glob("*/optimizer.bin"))  # FSDP's name for it
+    return Outcome(
+        {"sharded": sharded, "ψ max |loss difference|": differences[0], "θ max |loss difference|": differences[1]},
+        {
+            "on a GPU, FSDP wrote the checkpoint": sharded == (setup.device.type == "cuda"),
+            f"losses differ by at most {RESUME_TOLERANCE}": max(differences) <= RESUME_TOLERANCE,
+            "one process finds nothing left to do": (trainer.resume(), metrics["steps"]) == (3, 4),
+        },
+    )
+
+
 def vllm(setup: Setup) -> Outcome | None:
     """vLLM on the embedded model: greedy tokens against transformers', log-probabilities against ``likelihood.score``."""
     if importlib.util.find_spec("vllm") is None:
@@ -275,9 +307,10 @@ def vllm_rollouts(setup: Setup) -> Outcome | None:
     return Outcome(numbers, {f"the mismatch is at most {bound:g} nats per token": worst <= bound})
 
 
-# train_tiny after the others that train: its SFTTrainer leaves mixed precision on in accelerate for the rest of the process.
+# train_tiny after the others that train, and in fsdp2 θ after ψ: an SFTTrainer leaves mixed precision on in accelerate for the rest of the
+# process.
 CHECKS: dict[str, Callable[[Setup], Outcome | None]] = {
-    check.__name__: check for check in (likelihood, generation, resume, train_large, train_tiny, vllm, vllm_rollouts)
+    check.__name__: check for check in (likelihood, generation, resume, train_large, fsdp2, train_tiny, vllm, vllm_rollouts)
 }
 
 

@@ -97,6 +97,7 @@ import pandas as pd
 import torch
 
 from brite_lib import costs, em, live, plots
+from brite_lib.launch import launch, number_of_processes
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.ppo import PosteriorPPOTrainer
 from brite_lib.problems import has_split, load_problems
@@ -140,15 +141,18 @@ if row:
 #
 # Every step samples fresh rationales from $Q_\psi$ at temperature 1 and updates on them. At step 0 the trainer checks
 # that $\log Q_\psi = \log P_\theta$ on what it sampled: otherwise the KL would have the wrong anchor. The run resumes
-# from `checkpoint/` if it was interrupted. In JupyterLab the picture below moves while it trains; it only looks on.
+# from `checkpoint/` if it was interrupted. In JupyterLab the picture below moves while it trains; it only looks on. With several
+# `processes`, `accelerate launch` trains to the last step, and the trainer here finds its checkpoint with nothing left to do.
 
 # %%
-trainer = PosteriorPPOTrainer(theta, template, problems, params, checkpoint=stage.checkpoints() / "state.pt", log=stage.log)
+checkpoint = stage.checkpoints() / "state.pt"
+launched = launch("brite_psi", params, number_of_processes(params), theta) if params.launched else 0.0  # seconds
+trainer = PosteriorPPOTrainer(theta, template, problems, params, checkpoint=checkpoint, log=stage.log)
 stage.rewind(trainer.resume())
 validation = load_problems(params.data, "validation", 50) if has_split(params.data, "validation") else []
 with live.shown(trainer, validation):  # looks on, changes nothing
     psi = trainer.train()
-stage.count(trainer.tokens_generated, trainer.tokens_trained, seconds=trainer.seconds_before)
+stage.count(trainer.tokens_generated, trainer.tokens_trained, seconds=max(0.0, trainer.seconds_before - launched))
 
 # %% [markdown]
 # What to look at. `elbo` must rise: it is the objective. It is made of two: the likelihood of $y^\star$ (`reward/…`), which rises, and

@@ -98,6 +98,7 @@ params.difference()
 import pandas as pd
 
 from brite_lib import em, live, plots
+from brite_lib.launch import launch, number_of_processes
 from brite_lib.models import load_policy, load_template, save_policy
 from brite_lib.params import SPECIAL_CASES
 from brite_lib.ppo import PosteriorPPOTrainer
@@ -129,7 +130,8 @@ pd.DataFrame(SPECIAL_CASES.values(), SPECIAL_CASES.keys())
 # ## Training
 #
 # The weights with the best pass@1 on *validation* problems are kept, the initial ones included. (LaTRO's own results
-# are of the checkpoint with the best test accuracy.) An interrupted run resumes from `checkpoint/`.
+# are of the checkpoint with the best test accuracy.) An interrupted run resumes from `checkpoint/`. With several `processes`,
+# `accelerate launch` trains to the last step, and the trainer here finds its checkpoint with nothing left to do.
 
 
 # %%
@@ -138,6 +140,7 @@ def log(step: int, **metrics: float) -> None:
 
 
 checkpoints = stage.checkpoints()
+launched = launch("latro", params, number_of_processes(params), model) if params.launched else 0.0  # seconds
 trainer = PosteriorPPOTrainer(model, template, problems, params, checkpoint=checkpoints / "state.pt", log=log)
 best = BestOnValidation(trainer, validation, params, checkpoints / "best.pt")
 stage.rewind(trainer.resume())
@@ -146,7 +149,7 @@ if trainer.step == 0:
 with live.shown(trainer, validation):
     policy = trainer.train()
 step, score = best.restore()
-stage.count(trainer.tokens_generated, trainer.tokens_trained, seconds=trainer.seconds_before)
+stage.count(trainer.tokens_generated, trainer.tokens_trained, seconds=max(0.0, trainer.seconds_before - launched))
 print(f"kept: the weights after {step} updates, validation pass@1 {score:.3f}")
 
 # %%
