@@ -104,7 +104,9 @@ def stage_memory(params: ModelStageParams, model: "nn.Module", tokens: int, samp
     copies = other or isinstance(params, DrrParams) or (isinstance(params, PsiParams | DpoParams) and not lora)
     critic = critic_of(params, model)
     per_token = activation_bytes_per_token(model)
-    micro = min(params.micro_batch_size, getattr(params, "train_batch_size", params.micro_batch_size)) if _trains(params) else 0
+    micro = params.micro_batch_size if _trains(params) else 0
+    if micro and hasattr(params, "train_batch_size"):
+        micro = min(micro, max(1, params.train_batch_size // sharing.processes))
     micro *= 2 if isinstance(params, DpoParams) else 1  # a pair is two sequences, side by side in TRL
     chunk = min(MAX_LOGITS, batch * tokens * vocabulary)
     alone = Memory(
