@@ -23,6 +23,7 @@ from brite_lib.progress import progress
 
 SCRATCH = "vllm-"  # how names of temporary directories begin
 SECONDS_TO_END = 10.0  # an engine has to end by itself; then it is killed
+OF_A_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # an engine is none, whoever starts it
 
 
 class Drawn(NamedTuple):
@@ -258,8 +259,9 @@ def _environment(device: str | None) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "INFO",  # TRL turns it down for the whole process
         "HF_HUB_OFFLINE": "1",  # the model is a directory
     }
+    own = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
     if device is not None:
-        return os.environ | fixed | {"CUDA_VISIBLE_DEVICES": device}
+        return own | fixed | {"CUDA_VISIBLE_DEVICES": device}
     import torch
 
     defaults = {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB, taken at once
@@ -268,4 +270,4 @@ def _environment(device: str | None) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else several engines, or stages, would all be tied to the first cores
         "TORCH_COMPILE_DISABLE": "1",  # it needs a C++ compiler, and pays in hours only
     }
-    return defaults | os.environ | fixed
+    return defaults | own | fixed

@@ -87,13 +87,9 @@ class PsiParams(EngineStageParams, TrainingStageParams):
             raise ValueError(f"rationales_per_prompt must be at least 2 for advantage: {self.advantage}, or use advantage: gae")
         if self.minibatches > self.prompts_per_step * self.rationales_per_prompt:
             raise ValueError("minibatches must not exceed prompts_per_step × rationales_per_prompt")
-        if self.rollout_engine == "vllm" and self.processes != 1:
-            raise ValueError(f"rollout_engine: vllm draws for one process, not for processes: {self.processes}; set one of them back")
-        if not re.fullmatch(r"auto|cuda:\d+", self.rollout_device):
-            raise ValueError(f"rollout_device must be auto, or a GPU such as cuda:1, not {self.rollout_device!r}")
-        if self.rollout_engine == "vllm" and self.device == "mps":
-            raise ValueError("rollout_engine: vllm does not run on device: mps; set rollout_engine: hf")
         self._consistent_answer()
+        if self.rollout_engine == "vllm":
+            self._consistent_rollouts()
         return self
 
     @classmethod
@@ -112,6 +108,17 @@ class PsiParams(EngineStageParams, TrainingStageParams):
                 "prompts_per_step × rationales_per_prompt must be a multiple of minibatches × processes, "
                 f"{self.prompts_per_step * self.rationales_per_prompt} is none of {self.minibatches * processes}"
             )
+
+    def _consistent_rollouts(self) -> None:
+        """Where vLLM can draw."""
+        if not re.fullmatch(r"auto|cuda:\d+", self.rollout_device):
+            raise ValueError(f"rollout_device must be auto, or a GPU such as cuda:1, not {self.rollout_device!r}")
+        if self.processes != 1 and self.rollout_device != "auto":
+            raise ValueError("rollout_device must be auto with several processes: each has an engine on its own GPU")
+        if self.processes != 1 and self.sharded:
+            raise ValueError("rollout_engine: vllm needs whole weights in each process, not shards; set hf, or another accelerate_config")
+        if self.device == "mps":
+            raise ValueError("rollout_engine: vllm does not run on device: mps; set rollout_engine: hf")
 
     def _consistent_answer(self) -> None:
         """Settings of how y* is scored that would have no meaning together."""

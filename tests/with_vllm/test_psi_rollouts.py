@@ -1,5 +1,6 @@
 """ψ-PPO on the embedded model with rollouts by vLLM itself, on CPU (`make test-vllm`)."""
 
+import json
 import os
 import signal
 import subprocess
@@ -131,6 +132,36 @@ def test_a_boundary_of_several_tokens_is_cut_off_with_its_log_probabilities():
     assert max((a - torch.tensor(b)).abs().max() for a, b in zip(scored, drawn.log_probs, strict=True)) < 1e-3
     assert any(rules.split(ids).finished for ids in drawn.ids)
     assert all(rules.boundary_end(ids) in (None, len(ids)) for ids in drawn.ids)
+
+
+IN_RANKS = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import test_psi_rollouts as here
+lines = []
+made = here.trainer(Path(sys.argv[1], "state.pt"), lambda step, **metrics: lines.append(metrics), steps=3, processes=2, **here.LORA)
+made.train()
+if made.accelerator.is_main_process:
+    Path(sys.argv[1], "lines.json").write_text(json.dumps([lines, made.tokens_generated]))
+made.accelerator.wait_for_everyone()
+"""
+
+
+def test_two_processes_with_an_engine_each_follow_the_trajectory_of_one(tmp_path):
+    alone, lines = trained(steps=3, **LORA)
+    script = tmp_path / "ranks.py"
+    script.write_text(IN_RANKS)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *torchrun, script, tmp_path, os.path.dirname(__file__)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT)}
+    done = subprocess.run(command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    shared, tokens = json.loads((tmp_path / "lines.json").read_text())
+    assert tokens == alone.tokens_generated
+    for name in lines[0]:
+        residual = sum(abs(line[name] - other[name]) for line, other in zip(lines, shared, strict=True)) / len(lines)
+        assert residual <= 1e-4, f"{name}: {residual:.2e}"
 
 
 def test_the_check_for_a_gpu_machine_passes_on_a_cpu(tmp_path):
