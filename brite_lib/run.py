@@ -28,6 +28,7 @@ from brite_lib.lifeline import end_processes
 from brite_lib.params import (
     PROJECT_ROOT,
     DrrParams,
+    EvalParams,
     Experiment,
     ModelStageParams,
     TrainingStageParams,
@@ -35,6 +36,7 @@ from brite_lib.params import (
     is_path,
     is_toy,
     load_experiment,
+    resolve_path,
 )
 from brite_lib.stages import StageSpec, plan, run_directory
 
@@ -65,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         if not (arguments.plan or on_cluster):
             check_processes(stages)
         check_data(stages, hub=not arguments.plan)
+        for problems in shared_problems(stages):
+            print(f"warning: {problems}: tested on the problems that are trained on; a directory has splits, or set test_data")
         if arguments.plan:
             print_plan(experiment, stages, arguments.tokens_per_second, arguments.gpu_memory_gib, arguments.gpus)
             return 0
@@ -113,6 +117,16 @@ def check_data(stages: list[StageSpec], hub: bool = False) -> None:
     for data in dict.fromkeys(params.data for params in with_data if getattr(params, "monitor_problems", 0)):
         if is_path(data) and has_split(data, "validation"):
             load_problems(data, "validation")
+
+
+def shared_problems(stages: list[StageSpec]) -> list[str]:
+    """Where problems to train on are those to test on; a single file has no splits, and is taken for any."""
+
+    def source(params: ModelStageParams) -> str:
+        return params.data if resolve_path(params.data).is_file() else f"{params.data} ({params.split})"
+
+    trained = {source(spec.params) for spec in stages if isinstance(spec.params, TrainingStageParams)}
+    return sorted(trained & {source(spec.params) for spec in stages if isinstance(spec.params, EvalParams)})
 
 
 def run(

@@ -19,7 +19,8 @@ from ruamel.yaml import YAML
 
 from brite_lib import run
 from brite_lib.errors import InputError
-from brite_lib.params import PROJECT_ROOT
+from brite_lib.params import PROJECT_ROOT, load_experiment
+from brite_lib.stages import plan
 
 NAME = "test-bad-input"
 GOOD = {"id": "a", "question": "1+1", "answer": "2", "rationale": "two"}
@@ -92,6 +93,14 @@ def test_run(folder, changes, sentence, monkeypatch, capsys):
     assert output == ""
     assert_matches(errors, f"error: {sentence.replace('{folder}', str(folder))}\n")
     assert not (PROJECT_ROOT / "outputs" / NAME).exists()
+
+
+def test_training_on_the_test_problems_is_said(folder):
+    for name, shared in (("good.jsonl", [str(folder / "good.jsonl")]), ("splits", [])):
+        assert run.shared_problems(plan(load_experiment(experiment(folder, data=str(folder / name))))) == shared
+    evaluated = {"name": "t", "data": str(folder / "splits"), "test_split": "train"}
+    assert run.shared_problems(plan(load_experiment(experiment(folder, tasks=[evaluated])))) == [f"{folder / 'splits'} (train)"]
+    assert run.shared_problems(plan(load_experiment(experiment(folder, tasks=[evaluated], methods=["base"])))) == []
 
 
 def test_make_run(folder):
