@@ -47,6 +47,7 @@ SHARDED_CASES = {
     "gae": {"advantage": "gae", "whiten_advantages": True},
     "rloo_lora": {"advantage": "rloo", "unfinished_reward": -6.0, **LORA},
 }
+CONTINUED = ("rloo", "gae_lora", "gae", "rloo_lora")  # by another number of processes
 MIXED = {"advantage": "gae", "unfinished_reward": -6.0, **LORA}  # of a bfloat16 policy, whose adapters and critic are float32
 
 
@@ -103,10 +104,11 @@ def train_latro(directory: Path) -> None:
 
 
 def train_all(directory: Path, cases: dict[str, dict[str, Any]]) -> None:
-    """Every case from its start, the first one also from the state that others have left."""
+    """Every case from its start, some of them also from the state that others have left."""
     for name, settings in cases.items():
         train(settings, directory / name)
-        train_half(settings, directory / f"{name}_half.pt")
+        if name in CONTINUED:
+            train_half(settings, directory / f"{name}_half.pt")
         if (directory / f"{name}_begun").is_dir():
             train(settings, directory / f"{name}_begun")
     train_latro(directory)
