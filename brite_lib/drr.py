@@ -81,6 +81,7 @@ def reason_with_feedback(
     Returns:
         rows of :data:`ATTEMPTS` by problem, chain (``sample``) and turn, exactly one ``chosen`` per problem and chain.
     """
+    problems = [dict(problem) for problem in problems]
     ways: dict[tuple[int, int], list[Row]] = {(place, chain): [] for place in range(len(problems)) for chain in range(chains)}
     waiting = list(ways)
     for turn in progress(range(1, params.turns + 1), desc="turns"):

@@ -39,17 +39,20 @@ class Experience:
     advantages: Tensor
     returns: Tensor
 
-    def metrics(self, reward: str, kl_coef: float) -> dict[str, float]:
-        """Statistics of the batch as it was sampled; sequence sums are per completion, in nats. ``reward`` is its metric's name."""
+    def metrics(self, reward: str) -> dict[str, float]:
+        """Statistics of the batch as it was sampled; sequence sums are per completion, in nats. ``reward`` is its metric's name.
+
+        ``elbo`` is the objective, terminal reward − c·KL − brevity cost: with reward (i) and c = 1 the evidence lower bound.
+        """
         finished = torch.tensor([completion.finished for completion in self.completions])
         kl = ((self.log_prob - self.reference_log_prob) * self.mask).sum(1)
         return {
             f"reward/{reward}": self.terminal[finished].mean().item() if finished.any() else math.nan,
             "reward/terminal": self.terminal.mean().item(),
-            "elbo": (self.terminal - kl_coef * kl).mean().item(),
+            "elbo": self.rewards.sum(1).mean().item(),
             "kl": kl.mean().item(),
             "entropy": masked_mean(self.entropy, self.mask),
-            "rationale_length": sum(map(len, self.actions)) / len(self.actions),
+            "rationale_length": sum(len(completion.rationale_ids) for completion in self.completions) / len(self.completions),
             "finished": finished.float().mean().item(),
         }
 

@@ -84,7 +84,7 @@ class PosteriorPPOTrainer:
         log: Callable[..., None] | None = None,
     ):
         self.config, self.template, self.checkpoint, self.log = config, template, checkpoint, log or (lambda step, **metrics: None)
-        self.problems = list(problems)
+        self.problems = [dict(problem) for problem in problems]
         self._prompts: dict[str, list[int]] = {}
         self.reward = reward or terminal_reward(config)
         model = merged(model)
@@ -269,7 +269,7 @@ class PosteriorPPOTrainer:
 
     def metrics(self, experience: Experience) -> dict[str, float]:
         """Statistics of a batch as it was sampled; sequence sums are per completion, in nats."""
-        metrics = experience.metrics(self.reward.metric, self.config.kl_coef) | {"learning_rate": self.scheduler.get_last_lr()[0]}
+        metrics = experience.metrics(self.reward.metric) | {"learning_rate": self.scheduler.get_last_lr()[0]}
         if self.config.advantage == "gae":
             metrics["explained_variance"] = explained_variance(experience.values, experience.returns, experience.mask)
         return metrics | (experience.mismatch() if self.vllm else {})

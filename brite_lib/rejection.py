@@ -64,7 +64,7 @@ def reject(
         hits = {row["id"] for row in correct}
         return [problem for problem in tried if problem["id"] not in hits], len(correct)
 
-    open_problems, drawn, correct = list(problems), 0, 0
+    open_problems, drawn, correct = [dict(problem) for problem in problems], 0, 0
     while open_problems and drawn < (params.max_samples if params.until_hit else params.samples):
         open_problems, right = attempt(open_problems, drawn)
         drawn, correct = drawn + params.samples, correct + right

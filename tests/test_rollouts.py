@@ -6,6 +6,7 @@ import torch
 from datasets import Dataset
 
 from brite_lib.errors import InputError
+from brite_lib.ppo import PosteriorPPOConfig, PosteriorPPOTrainer
 from brite_lib.problems import Problem
 from brite_lib.rollouts import add_scores, generate, sample, sample_seed
 from brite_lib.tables import RATIONALES, read_rationales, write_table
@@ -88,6 +89,8 @@ def test_rows_are_a_rationale_table_whatever_the_problems_are_written_as(tmp_pat
     assert drawn.column_names == RATIONALES.names
     assert drawn.to_list() == generate(model, Dataset.from_list(rows), rules, n=2, max_new_tokens=5, seed=3).to_list()
     assert generate(model, [], rules).column_names == RATIONALES.names
+    trainer = PosteriorPPOTrainer(model, rules, problems, PosteriorPPOConfig())
+    assert trainer.problems == [problem.model_dump() for problem in problems]
     write_table(drawn.to_list(), RATIONALES, tmp_path / "rationales.parquet")
     assert read_rationales(tmp_path / "rationales.parquet") == drawn.to_list()
 

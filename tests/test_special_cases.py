@@ -111,6 +111,14 @@ def test_brevity(reward, advantage, kl_coef):
     assert_ascends(trainer, sequences, -kl_coef * (log_pi.exp() * (log_pi - optimum)).sum())
 
 
+def test_what_is_logged_is_the_length_of_z_alone_and_the_whole_objective():
+    trainer, _ = make_trainer(reward="verifier", beta=0.5, kl_coef=0.5, brevity_cost=0.7, unfinished_reward=None)
+    experience = trainer.experience([PROBLEM] * 2, [[0, 2, 0, 3], [2, 1]])  # "a|a." and "|b"
+    metrics = trainer.metrics(experience)
+    assert metrics["rationale_length"] == 1.5 and abs(metrics["kl"]) > 1e-3
+    assert metrics["elbo"] == pytest.approx(metrics["reward/terminal"] - 0.5 * metrics["kl"] - 0.7 * 1.5)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_verifree(seed):
     """E_π[π(y*|x,z)], where an unfinished z has no chance: its reward is 0."""
