@@ -4,7 +4,7 @@ import re
 
 # What makes a box, and what announces an answer in words; the last one of a text counts.
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
-EMPTY_BOX = re.compile(rf"\$*{BOX.pattern}\{{\s*\}}\$*")
+EMPTY_BOX = re.compile(rf"\${{0,2}}{BOX.pattern}\{{\s*\}}\${{0,2}}")
 ANNOUNCED = re.compile(
     r"""<answer>\s* | (?<!\#)\#\#\#\#(?!\#)[ \t]*+(?!\W{0,5}(?:step|case|part)\b)      # GSM8K's mark, unless it opens a Markdown heading
     | \b(?:answers?|options?|choices?)\b (?:\s{1,3}[\w'’]{1,20}){0,6}? (?: [*_\s]{0,4}(?:\b(?:is|are)\b|:|=) | [*_]{0,3}\n )
