@@ -17,6 +17,7 @@ GPU_PLATFORM ?= x86_64
 .PHONY: help demo test test-vllm test-browser run plan lab lint bench gpu-check gpu-wheels clean
 
 help:  ## this list
+	@echo "New here: make demo, then docs/tour.md. Your own model and data: docs/own.md."; echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.installed  ## from nothing to outputs/tiny/report.html and its result table
@@ -33,7 +34,7 @@ test-browser: .venv/.installed-browser  ## the rationale browser in chromium and
 		{ echo "installing$$missing"; apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing fonts-dejavu-core; }
 	$(BIN)/python -m pytest -c tests/browser/pytest.ini --rootdir . tests/browser
 
-run: .venv/.installed  ## an experiment: make run EXPERIMENT=params/x.yaml, on a cluster with PROFILE=profiles/slurm
+run: .venv/.installed  ## an experiment: make run EXPERIMENT=params/x.yaml; goes on where it stopped; on a cluster PROFILE=profiles/slurm
 	@$(BIN)/python -m brite_lib.run $(EXPERIMENT) $(if $(PROFILE),--profile $(PROFILE))
 
 plan: .venv/.installed  ## its stages and an estimate of its cost, without running: make plan EXPERIMENT=params/x.yaml
