@@ -236,6 +236,10 @@ class Forecaster:
         processes = params.processes if params.processes != "auto" else there or 1
         if there is not None and params.device != "cpu" and processes > there:
             raise InputError(f"{spec.key}: processes: {processes} are more than the {there} GPUs there are; set it to {there}, or to auto")
+        try:
+            params.check_shares(processes)
+        except ValueError as error:
+            raise InputError(f"{spec.key}: processes: {params.processes} means {processes} here: {error}") from None
         return Sharing(processes, params.sharded)
 
     def _model(self, params: ModelStageParams) -> Any:

@@ -1,5 +1,6 @@
 """What ``make plan`` foretells: bounds worked by hand, and memory against what real tensors take."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ from brite_lib.params import (
     ThetaParams,
 )
 from brite_lib.ppo import PosteriorPPOTrainer
+from brite_lib.sharding import shard
 from brite_lib.stages import plan
 
 LENGTHS = {"max_rationale_tokens": 10, "max_answer_tokens": 2, "limit": 100}
@@ -295,6 +297,21 @@ def test_what_fsdp2_divides_and_gathers_is_what_torch_does(tmp_path):
     assert peak["Total"] - activations < found.standing - found.logits < 1.25 * (peak["Total"] - activations)
 
 
+def test_the_shards_of_policy_critic_and_frozen_copy_take_the_bytes_foretold(tmp_path):
+    real, meta = real_and_ghost(tmp_path)
+    found = stage_memory(PsiParams(advantage="gae", device="cpu"), meta, tokens=8, sampled_at_once=0, sharing=Sharing(4, sharded=True))
+    agents = [PolicyWithCritic(real, use_critic=True), PolicyWithCritic(copy.deepcopy(real), use_critic=False)]
+    torch.distributed.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
+    try:
+        for agent in agents:
+            shard(agent)
+        held = size(parameter.to_local() for agent in agents for parameter in agent.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+    foretold = found.weights + found.frozen_copy + found.critic // 4
+    assert foretold <= held < foretold + 1024  # matrices are cut between rows, and the critic's last layer has one row, on the first rank
+
+
 def test_advice_of_what_to_share_makes_it_fit(seven_billion):
     model = ghost(seven_billion)
 
@@ -379,6 +396,10 @@ def test_the_plan_of_a_stage_on_several_gpus(tmp_path, capsys):
     run.print_plan(experiment, stages, gpu_memory_gib=24)  # of an unknown number of them
     with pytest.raises(InputError, match="^seed0/rs: processes: 4 are more than the 2 GPUs there are; set it to 2, or to auto$"):
         run.print_plan(experiment, stages, gpu_memory_gib=24, gpus=2)
+    settings |= {"processes": "auto"}
+    stages = plan(Experiment.parse({**EXPERIMENT, "model": str(PROJECT_ROOT / "assets/tiny-base"), "theta": settings}, where=""))
+    with pytest.raises(InputError, match="^seed0/rs: processes: auto means 3 here: train_batch_size must be a multiple of processes"):
+        run.print_plan(experiment, stages, gpu_memory_gib=24, gpus=3)
 
 
 def test_a_plan_that_cannot_fit_ends_in_a_sentence(capsys):
