@@ -76,7 +76,7 @@ def _given_pairs(path: str, vocabulary: int) -> tuple[list[dict[str, Any]], dict
     return pairs, {"problems": len({pair["id"] for pair in pairs}), "pairs": len(pairs), "tokens": 0}
 
 
-def make_pairs(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def make_pairs(rows: Sequence[dict[str, Any]], seed: int = 0) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """One random correct and one random incorrect sample of each problem that has both (the authors' rule, paper.md section 1.6).
 
     An unfinished sample is an incorrect one: it has no answer, and the log-probability of what was sampled of it is as well

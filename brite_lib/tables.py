@@ -102,7 +102,7 @@ def write_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: str | P
 
 
 def read_rationales(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a ``rationales.parquet``, or of JSON lines.
+    """The rows of a ``rationales.parquet``, or of JSON lines; a nullable column that is not there is null.
 
     Raises:
         InputError: one sentence naming the file and the column or row, if it is missing, truncated or another table.
@@ -162,7 +162,10 @@ def _read(path: str | Path, schema: pa.Schema) -> list[dict[str, Any]]:
     columns = []
     for field in schema:
         if field.name not in table.column_names:
-            raise InputError(f"{path}: column {field.name} is missing")
+            if not field.nullable:
+                raise InputError(f"{path}: column {field.name} is missing")
+            columns.append(pa.nulls(table.num_rows, field.type))  # as in JSON lines: a table from elsewhere has no token ids
+            continue
         column = table[field.name]
         try:
             columns.append(column.cast(field.type))  # pandas and others write large_string, int64 or float64 lists

@@ -10,6 +10,7 @@ from trl import SFTConfig
 from brite_lib import tiny_base
 from brite_lib.checkpointing import resume_step
 from brite_lib.errors import InputError
+from brite_lib.likelihood import score
 from brite_lib.models import load_policy
 from brite_lib.params import ThetaParams
 from brite_lib.sft import human_rows, rationale_sft, trainer_settings, training_rows
@@ -43,6 +44,15 @@ def test_written_rationales_are_tokenised_once_with_the_same_boundaries():
     assert training_rows(human, enumerable.template())[0]["input_ids"] == [5, 0, 0, 1, 2, 1, 3]
     with pytest.raises(InputError, match="data has no human rationales"):
         human_rows(problems[1:], "data")
+
+
+def test_the_loss_is_the_mean_negative_log_likelihood_of_z_and_y(tmp_path):
+    """BRiTE eq. 3.5, on the one step of one epoch: all tokens of z and y* weigh the same, those of x nothing."""
+    rules, theta = enumerable.template(), enumerable.model(0)
+    log_probs = score(theta, [[5, 0]] * 2, [[0, 1, 2], [1, 2]], [[1, 3]] * 2)
+    wanted = -sum(values.sum().item() for values in (*log_probs.rationale, *log_probs.answer)) / 9
+    params = ThetaParams.parse({**SETTINGS, "epochs": 1})
+    assert rationale_sft(theta, training_rows(rows(), rules), rules, params, tmp_path)[1]["loss"] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_training_raises_the_likelihood_and_resumes_to_the_same_weights(tmp_path):

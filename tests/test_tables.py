@@ -1,5 +1,6 @@
 import json
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -80,6 +81,11 @@ def test_bad_files_are_named(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows, pa.schema([field.with_nullable(True) for field in RATIONALES])), path)
     with pytest.raises(InputError, match="row 2: gold: is missing"):
         read_rationales(path)
+
+
+def test_a_table_from_elsewhere_needs_no_nullable_columns(tmp_path):
+    pd.DataFrame([HUMAN]).to_parquet(tmp_path / "mine.parquet")
+    assert read_rationales(tmp_path / "mine.parquet") == [dict.fromkeys(RATIONALES.names) | HUMAN]
 
 
 def test_json_lines_are_read_like_parquet(tmp_path):
