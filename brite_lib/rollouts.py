@@ -181,7 +181,7 @@ def sample_with_vllm(
     follows the boundary is cut off.
     """
     stops, watch_text = _stops(template, stop_at_boundary)
-    drawn = engine.sample(prompts, seeds, stops, temperature, max_new_tokens)
+    drawn = engine.sample(prompts, seeds, stops, temperature, max_new_tokens, desc=None)
     if not watch_text:
         return drawn
     ids = [row[: template.boundary_end(row)] for row in drawn.ids]

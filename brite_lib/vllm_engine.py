@@ -97,7 +97,7 @@ class VllmEngine:
         stop_ids: Sequence[int],
         temperature: float,
         max_new_tokens: int,
-        desc: str = "sampling",
+        desc: str | None = "sampling",
     ) -> Drawn:
         """One completion per prompt, through its stop token (or the limit), in the order of the prompts.
 
@@ -105,6 +105,7 @@ class VllmEngine:
             prompts: token ids; samples of the same prompt should stand together, so that its prefix is computed once.
             seeds: one per prompt. The same seeds give the same tokens again, but not those of ``engine: hf``, whose noise differs.
             temperature: 0 decodes greedily.
+            desc: in front of the progress; None: it is not shown.
 
         Raises:
             InputError: if a prompt and its completion could be longer than the model can be.
@@ -122,7 +123,8 @@ class VllmEngine:
         with self._whole():
             for worker, place in zip(self._workers, places, strict=True):
                 worker.send(("sample", {"prompts": prompts[place], "seeds": seeds[place], **fixed}))
-            for _ in progress(self._finished(drawn), total=len(prompts), desc=desc):
+            finished = self._finished(drawn)
+            for _ in finished if desc is None else progress(finished, total=len(prompts), desc=desc):
                 pass
         parts = [drawn[worker] for worker in self._workers]
         ids = [row for part in parts for row in part.ids]

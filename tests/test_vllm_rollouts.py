@@ -161,7 +161,7 @@ class Engine:
     def __init__(self, policy):
         self.policy, self.calls = copy.deepcopy(policy), []
 
-    def sample(self, prompts, seeds, stop_ids, temperature, max_new_tokens):
+    def sample(self, prompts, seeds, stop_ids, temperature, max_new_tokens, desc):
         self.calls.append("rollout" if temperature else "canary")
         rules = enumerable.template()
         ids = sample(self.policy, rules, prompts, seeds, temperature, max_new_tokens, rules.boundary_ids[0] in stop_ids)

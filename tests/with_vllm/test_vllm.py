@@ -253,7 +253,8 @@ STAGES = {
     "10_rejection_sampling": SMALL,
     "05_evaluation": SMALL | {"samples": 2, "bootstrap": 50},
     "04_dpo": SMALL | {"limit": 12, "epochs": 1, "samples": 6},
-    "02_psi_ppo": SMALL | {"samples": 1, "steps": 2, "prompts_per_step": 4, "lora": {"r": 4, "alpha": 8}, "learning_rate": 1e-2},
+    "02_psi_ppo": SMALL
+    | {"rollout_engine": "vllm", "samples": 1, "steps": 2, "prompts_per_step": 4, "lora": {"r": 4, "alpha": 8}, "learning_rate": 1e-2},
     "12_drr": SMALL | {"limit": 12, "test_limit": 4, "turns": 2, "chains": 2, "epochs": 1, "bootstrap": 50},
 }
 
