@@ -132,8 +132,11 @@ def score(
         desc: progress is shown under this name; empty: none is.
 
     Raises:
-        InputError: for an empty prompt, whose first completion token nothing could predict.
+        InputError: for lists of different lengths, or an empty prompt, whose first completion token nothing could predict.
     """
+    if len({len(prompt_ids), len(rationale_ids), len(answer_ids)}) > 1:
+        found = f"{len(prompt_ids)}, {len(rationale_ids)} and {len(answer_ids)}"
+        raise InputError(f"prompt_ids, rationale_ids and answer_ids must have a row per sequence each, found {found} rows")
     for row, prompt in enumerate(prompt_ids, start=1):
         if len(prompt) == 0:
             raise InputError(f"prompt_ids: row {row} is empty, so the first token after it has no probability")

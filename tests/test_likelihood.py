@@ -145,6 +145,8 @@ def test_an_unknown_logit_scale_is_refused():
         score(model, PROMPTS, RATIONALES, ANSWERS)
 
 
-def test_an_empty_prompt_is_refused():
+def test_an_empty_prompt_and_a_missing_row_are_refused():
     with pytest.raises(InputError, match="row 2"):
         score(Bigram(), [[1], []], [[2], [2]], [[], []])
+    with pytest.raises(InputError, match="found 2, 2 and 1 rows"):
+        score(Bigram(), [[1], [1]], [[2], [2]], [[]])
