@@ -6,6 +6,7 @@ last checkpoint; the notebook's own trainer finds it, has nothing left to do, an
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from torch import nn
 
 from brite_lib.cluster import on_all_nodes
@@ -57,10 +59,11 @@ def launch(stage: str, params: TrainingStageParams, processes: int, model: nn.Mo
         RuntimeError: if a rank failed; it names the rank and its log, and its cause is the rank's own traceback.
     """
     started = time.monotonic()
-    if processes == 1 and not params.launched:
+    if processes == 1 and params.accelerate_config == "auto":
         from brite_lib.train import train
 
-        train(stage, params)
+        with _on_cpu(model):
+            train(stage, params)
         return time.monotonic() - started
     directory = PROJECT_ROOT / Path(params.output_dir).expanduser() / "ranks"
     shutil.rmtree(directory, ignore_errors=True)
@@ -105,11 +108,20 @@ def number_of_processes(params: TrainingStageParams) -> int:
 
 
 def accelerate_config(params: TrainingStageParams) -> tuple[Path, dict[str, Any]]:
-    """The file for ``accelerate launch`` and its settings; ``auto`` is ddp.yaml where the stage uses GPUs, else cpu2.yaml."""
+    """The file for ``accelerate launch`` and its settings; ``auto`` is ddp.yaml where the stage uses GPUs, else cpu2.yaml.
+
+    Raises:
+        InputError: one sentence, if accelerate does not know what the file says.
+    """
     path = CONFIGS / ("ddp.yaml" if params.device != "cpu" and torch.cuda.is_available() else "cpu2.yaml")
     if params.accelerate_config != "auto":
         path = resolve_path(params.accelerate_config)
-    return path, read_accelerate_config(path)
+    settings = read_accelerate_config(path)
+    try:
+        load_config_from_file(str(path))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"accelerate_config: {path}: {' '.join(str(error).split())}") from None
+    return path, settings
 
 
 def _command(stage: str, params: TrainingStageParams, processes: int, directory: Path) -> list[str]:
@@ -225,9 +237,7 @@ def _failure(directory: Path, processes: int) -> Exception:
             message = json.loads(path.read_text(encoding="utf-8"))["message"]
             errors.append((path.stat().st_mtime_ns, path, message["extraInfo"]["py_callstack"], message["message"]))
     if not errors:
-        logs = directory / "agent.log"
-        last = logs.read_text(encoding="utf-8").strip().splitlines()[-1:] if logs.is_file() else []
-        return RuntimeError(f"{processes} processes: a rank ended without an error of its own, killed perhaps; logs: {directory} {last}")
+        return _without_a_word(directory / "agent.log", processes)
     _, path, traceback, message = min(errors)
     place = f"rank {path.parent.name} of {processes}"
     log = path.with_name("stderr.log")
@@ -236,3 +246,13 @@ def _failure(directory: Path, processes: int) -> Exception:
     error = RuntimeError(f"{place}: {traceback.strip().splitlines()[-1]} (log: {log})")
     error.__cause__ = RankTraceback(f"\n{traceback}")
     return error
+
+
+def _without_a_word(log: Path, processes: int) -> RuntimeError:
+    """What to raise when no rank said why: one was killed, or none was started."""
+    text = log.read_text(encoding="utf-8").strip() if log.is_file() else ""
+    if not (first := re.search(r"Root Cause.*?rank +: (\d+).*?exitcode +: (-?\d+)", text, re.DOTALL)):
+        return RuntimeError(f"accelerate launch failed: {text.splitlines()[-1] if text else 'it said nothing'} (log: {log})")
+    rank, code = first.groups()
+    hint = ", killed: was there too little memory?" if code == "-9" else ""
+    return RuntimeError(f"rank {rank} of {processes} ended with exit code {code}{hint} (logs: {log.parent})")

@@ -1,6 +1,8 @@
 """Several processes: what is refused before a model loads, a stage trained by two, and what becomes of a rank that fails."""
 
 import os
+import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +31,18 @@ if os.environ.get("RANK") == "1":
     def from_list(*arguments, **options):
         raise ArithmeticError("one over nothing")
     datasets.Dataset.from_list = from_list
+"""
+AGENT_OF_A_KILLED_RANK = """
+Failures:
+[1]:
+  rank      : 0 (local_rank: 0)
+  exitcode  : -15 (pid: 24803)
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-21_16:49:00
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 24804)
+  error_file: <N/A>
 """
 
 
@@ -63,11 +77,20 @@ def test_a_notebook_refuses_more_processes_than_there_are_cores_or_gpus(monkeypa
         ThetaParams.from_notebook({"processes": 4})
 
 
+def test_what_accelerate_does_not_know_in_a_file_is_one_sentence(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("{distributed_type: MULTI_GPU, use_cpu: true, machine_ranks: 1}")
+    with pytest.raises(InputError, match=rf"^accelerate_config: {path}: .*unknown keys \(\['machine_ranks'\]\)"):
+        ThetaParams.from_notebook({"accelerate_config": str(path)})
+
+
 def test_auto_is_one_process_per_gpu(monkeypatch):
     assert number_of_processes(ThetaParams(processes="auto")) == 1
+    assert not ThetaParams(processes="auto").launched
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert number_of_processes(ThetaParams(processes="auto")) == 4
+    assert ThetaParams(processes="auto").launched
     assert number_of_processes(ThetaParams(processes="auto", device="cpu")) == 1
     with pytest.raises(InputError, match="processes: auto means 4 here: train_batch_size must be a multiple"):
         number_of_processes(ThetaParams(processes="auto", train_batch_size=6))
@@ -119,19 +142,47 @@ def test_the_error_of_a_rank_is_the_ranks_own(tmp_path, monkeypatch):
     assert not psutil.Process().children()
 
 
-def test_ranks_end_with_the_process_that_launched_them(tmp_path):
-    params = {**SMALL, "epochs": 10_000, "output_dir": str(tmp_path), "processes": 2, "samples": 4}
+def test_ranks_end_with_the_process_that_launched_them_and_with_an_interrupt_of_it(tmp_path):
+    with train_forever(tmp_path / "killed") as killed, train_forever(tmp_path / "interrupted") as interrupted:
+        try:
+            end_by(signal.SIGKILL, killed, tmp_path / "killed")
+            end_by(signal.SIGINT, interrupted, tmp_path / "interrupted")
+            assert "KeyboardInterrupt" in interrupted.stdout.read()
+        finally:
+            killed.kill()
+            interrupted.kill()
+
+
+def train_forever(directory: Path) -> subprocess.Popen:
+    """A process that has launched two."""
+    params = {**SMALL, "epochs": 10_000, "output_dir": str(directory), "processes": 2, "samples": 4}
     code = f"from brite_lib.launch import launch; from brite_lib.params import DpoParams; launch('dpo', DpoParams(**{params!r}), 2)"
-    launcher = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        wait_until(lambda: launcher.poll() is not None or len(read_metrics(tmp_path / "metrics.jsonl")) > 2, "two processes train", 120)
-        family = psutil.Process(launcher.pid).children(recursive=True)
-        assert len(family) >= 3, "an agent and two ranks"
-        launcher.kill()
-        wait_until(lambda: not any(map(is_alive, family)), "all have ended", 20)
-    finally:
-        launcher.kill()
-        launcher.communicate()
+    return subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def end_by(sent: int, launcher: subprocess.Popen, directory: Path) -> None:
+    """Send a signal to a process whose ranks train, and see them end."""
+    wait_until(lambda: launcher.poll() is not None or len(read_metrics(directory / "metrics.jsonl")) > 2, "two processes train", 120)
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(family) >= 3, "an agent and two ranks"
+    launcher.send_signal(sent)
+    wait_until(lambda: not any(map(is_alive, family)), "all have ended", 20)
+
+
+@pytest.mark.parametrize(
+    ("agent", "sentence"),
+    [
+        (AGENT_OF_A_KILLED_RANK, "rank 1 of 2 ended with exit code -9, killed: was there too little memory? (logs: {0})"),
+        ("Traceback …\nOSError: no such thing\n", "accelerate launch failed: OSError: no such thing (log: {0}/agent.log)"),
+        ("", "accelerate launch failed: it said nothing (log: {0}/agent.log)"),
+    ],
+)
+def test_what_is_said_of_ranks_that_left_no_error(agent, sentence, tmp_path, monkeypatch):
+    ranks = tmp_path / "ranks"
+    monkeypatch.setattr("brite_lib.launch._command", lambda *_: ["sh", "-c", f"printf %s {shlex.quote(agent)}; exit 1"])
+    with pytest.raises(RuntimeError) as error:
+        launch("theta_sft", ThetaParams(output_dir=str(tmp_path), device="cpu", processes=2), 2)
+    assert str(error.value) == sentence.format(ranks)
 
 
 def test_a_busy_port_is_one_sentence(tmp_path, monkeypatch):

@@ -36,7 +36,11 @@ class TrainingStageParams(ModelStageParams):
 
     @property
     def launched(self) -> bool:
-        """Whether ``accelerate launch`` trains the stage, and not the notebook's own process."""
+        """Whether ``accelerate launch`` trains the stage, and not the notebook's own process: several do, or a file was given."""
+        if self.processes == "auto" and self.accelerate_config == "auto":
+            from brite_lib.launch import number_of_processes
+
+            return number_of_processes(self) > 1
         return self.processes != 1 or self.accelerate_config != "auto"
 
     @property
