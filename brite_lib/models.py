@@ -41,9 +41,9 @@ def pick_device(device: str = "auto") -> torch.device:
 def load_policy(
     name_or_path: str | Path,
     adapter: str | Path | None = None,
-    lora: LoraParams | None = None,
+    lora: LoraParams | dict[str, Any] | None = None,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
 ) -> nn.Module:
     """Load a causal language model.
 
@@ -52,13 +52,19 @@ def load_policy(
         adapter: directory of a trained PEFT adapter that belongs to θ.
         lora: adapters to train; θ's own adapter is merged first, so that "adapter off" is θ.
         device: see :func:`pick_device`.
-        dtype: ``auto`` is bfloat16 on CUDA and float32 elsewhere.
+        dtype: its name, or torch's own; ``auto`` is bfloat16 on CUDA and float32 elsewhere.
 
     Raises:
-        InputError: if there is no such model, adapter or device, or it has no safetensors weights.
+        InputError: if there is no such model, adapter, setting of ``lora``, device or dtype, or it has no safetensors weights.
     """
     target = pick_device(device)
-    torch_dtype = (torch.bfloat16 if target.type == "cuda" else torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    if dtype == "auto":
+        dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+    torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(torch_dtype, torch.dtype):
+        raise InputError(f"dtype: {dtype!r} is none; known: auto, float32, bfloat16, float16")
+    if isinstance(lora, dict):
+        lora = LoraParams.parse(lora, where="lora")
     if base := adapter_base(name_or_path):
         name_or_path, adapter = base, name_or_path
     path = check_model(name_or_path)

@@ -70,8 +70,13 @@ def test_bad_directories_are_named(tmp_path):
     torn.write_bytes(torn.read_bytes()[:1000])
     with pytest.raises(InputError, match="torn could not be loaded: .*header"):
         load_policy(torn.parent, device="cpu")
+    adapted = load_policy("assets/tiny-base", lora={"r": 2}, device="cpu", dtype=torch.bfloat16)
+    assert adapted.peft_config["default"].r == 2 and adapted.get_base_model().lm_head.weight.dtype == torch.bfloat16
     with pytest.raises(InputError, match=r"adapter: .*adapter_config\.json"):
         load_policy("assets/tiny-base", adapter=tmp_path / "empty", device="cpu")
+    for settings, words in (({"dtype": "float23"}, "dtype: 'float23' is none"), ({"lora": {"rank": 4}}, "lora: rank: is no parameter")):
+        with pytest.raises(InputError, match=words):
+            load_policy("assets/tiny-base", device="cpu", **settings)
     with pytest.raises(InputError, match="device: 'cudda' cannot be used here"):
         load_policy("assets/tiny-base", device="cudda")
     assert check_model("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
