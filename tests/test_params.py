@@ -92,6 +92,13 @@ def test_one_sentence(tmp_path, changes, parts):
         assert part in message
 
 
+@pytest.mark.parametrize(("name", "reason"), [(300 * "x", "File name too long"), ("~nobody-here/x", "Could not determine home directory")])
+def test_names_that_no_path_can_have(tmp_path, name, reason):
+    for changes in ({"model": name}, {"tasks": f"[{{name: g, data: '{name}'}}]"}):
+        with pytest.raises(InputError, match=f"{name[:60]}: is no path: {reason}$"):
+            load_experiment(experiment_file(tmp_path, **changes))
+
+
 def test_bin_only_and_empty_model_directories(tmp_path):
     path = experiment_file(tmp_path)
     (tmp_path / "model/model.safetensors").rename(tmp_path / "model/pytorch_model.bin")

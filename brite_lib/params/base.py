@@ -28,9 +28,17 @@ NonNegativeInt = Annotated[int, BeforeValidator(_number), Field(ge=0)]
 
 
 def resolve_path(path: str | Path) -> Path:
-    """A path as given if it exists, else below the project root (a notebook's working directory varies)."""
-    path = Path(path).expanduser()
-    return path if path.is_absolute() or path.exists() else PROJECT_ROOT / path
+    """A path as given if it exists, else below the project root (a notebook's working directory varies).
+
+    Raises:
+        InputError: for what no path can be: a name that is too long, ``~`` of an unknown user.
+    """
+    try:
+        found = Path(path).expanduser()
+        return found if found.exists() or found.is_absolute() else PROJECT_ROOT / found
+    except (OSError, RuntimeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
+        raise InputError(f"{str(path)[:60]}: is no path: {reason}") from None
 
 
 def is_toy(data: str) -> bool:
