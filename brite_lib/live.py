@@ -13,7 +13,7 @@ from typing import Any
 
 from brite_lib import costs
 from brite_lib.ppo import PosteriorPPOTrainer
-from brite_lib.progress import SECONDS_BETWEEN_LINES, in_jupyter, updating_output
+from brite_lib.progress import in_jupyter, pause, updating_output
 from brite_lib.rollouts import generate
 
 SECONDS_BETWEEN_PICTURES = 1.0
@@ -21,7 +21,7 @@ VALIDATIONS, VALIDATION_PROBLEMS = 10, 50  # of a run, at the most
 SHOWN = ("elbo", "kl", "entropy", "rationale_length", "finished", "explained_variance")
 WIDTH, HEIGHT, SCALE = 150, 44, 40  # of a curve and of the numbers beside it, px
 CSS = """
-.brite-live{font:12px/1.45 system-ui,sans-serif;max-width:62em}
+.brite-live{font:12px/1.45 system-ui,sans-serif;max-width:76em}
 .brite-live .curves{display:grid;grid-template-columns:repeat(auto-fill,210px);gap:8px 18px;margin:6px 0}
 .brite-live figure{margin:0}
 .brite-live figcaption{opacity:.75}
@@ -59,12 +59,13 @@ class _Lines:
     """The latest metrics every few seconds, for a log."""
 
     def __init__(self, trainer: PosteriorPPOTrainer):
-        self.trainer, self.last = trainer, time.monotonic()
+        self.trainer, self.start, self.last = trainer, time.monotonic(), time.monotonic()
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
-        if time.monotonic() - self.last < SECONDS_BETWEEN_LINES and step < self.trainer.config.steps:
+        now = time.monotonic()
+        if now - self.last < pause(now - self.start) and step < self.trainer.config.steps:
             return
-        self.last = time.monotonic()
+        self.last = now
         values = {name: metrics[name] for name in _names(self.trainer) if name in metrics}
         print(f"step {step}/{self.trainer.config.steps}", *(f"{name} {value:.3g}" for name, value in values.items()), sep="  ", flush=True)
 

@@ -27,11 +27,16 @@ def updating_output() -> Callable[[str], None]:
     return lambda html: handle.update(HTML(html))
 
 
+def pause(elapsed: float) -> float:
+    """Seconds until the next line of a batch run: a few at first, minutes after hours, so that days are hundreds of lines."""
+    return max(SECONDS_BETWEEN_LINES, min(elapsed / 50, 300.0))
+
+
 def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "") -> Iterator[Item]:
     """Iterate and show how far it is.
 
-    A bar of tqdm; in a batch run (environment variable ``BRITE_BATCH``) one line every few seconds and one at the end,
-    because papermill stores every update of a bar. What takes less than a second shows neither.
+    A bar of tqdm; in a batch run (environment variable ``BRITE_BATCH``) one line every few seconds (:func:`pause`) and one at
+    the end, because papermill stores every update of a bar. What takes less than a second shows neither.
 
     Args:
         iterable: what to iterate.
@@ -54,7 +59,7 @@ def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "")
             yield item
             done += 1
             if time.monotonic() >= due and done != total:
-                due = time.monotonic() + SECONDS_BETWEEN_LINES
+                due = time.monotonic() + pause(time.monotonic() - start)
                 line()
     finally:
         if time.monotonic() - start >= SECONDS_BEFORE_A_BAR:

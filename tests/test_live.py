@@ -63,7 +63,7 @@ def test_what_a_model_writes_is_escaped(outputs):
 
 def test_a_batch_run_has_lines(outputs, monkeypatch, capsys):
     monkeypatch.setenv("BRITE_BATCH", "1")
-    monkeypatch.setattr(live, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(live, "pause", lambda elapsed: 0.0)
     trainer, logged = make_trainer([]), []
     trainer.log = lambda step, **metrics: logged.append(metrics)
     with live.shown(trainer, [{"id": "never asked"}]):

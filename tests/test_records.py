@@ -163,11 +163,18 @@ def test_batch_progress_prints_a_line_every_few_seconds_and_none_for_what_is_qui
     monkeypatch.setenv("BRITE_BATCH", "1")
     assert list(progress(range(10_000), desc="rollouts")) == list(range(10_000))
     assert capsys.readouterr().out == ""
-    clock = itertools.count(step=0.4)  # seconds
+    clock = itertools.count(step=0.5)  # seconds
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
     assert list(progress(range(30), desc="rollouts")) == list(range(30))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[2] for line in lines] == ["3/30", "15/30", "27/30", "30/30"] and lines[0].startswith("rollouts:  10%")
+    assert [line.split()[2] for line in lines] == ["2/30", "10/30", "18/30", "26/30", "30/30"] and lines[0].startswith("rollouts:   7%")
+
+
+def test_a_batch_run_of_days_prints_hundreds_of_lines():
+    elapsed, lines = 0.0, 0
+    while elapsed < 3 * 24 * 3600:
+        elapsed, lines = elapsed + progress_module.pause(elapsed), lines + 1
+    assert progress_module.pause(60) == 5 and 500 < lines < 1500
 
 
 def test_metrics_are_readable():
