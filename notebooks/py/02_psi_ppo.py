@@ -25,6 +25,8 @@
 #
 # The bound is one line of algebra: $\log P(y^\star \mid x; \theta) - \mathrm{ELBO} = \mathrm{KL}(Q_\psi \,\|\, \text{posterior}) \ge 0$. The
 # left side's first term does not depend on $\psi$, so whatever raises the ELBO brings $Q_\psi$ nearer to the posterior.
+#
+# The next cell has every setting. What one changes first: `model` and `data`, the lengths `max_*_tokens`, `steps` and `learning_rate`.
 
 # %% tags=["parameters"]
 stage: str = ""  # name of the stage in its record; empty: the notebook's own

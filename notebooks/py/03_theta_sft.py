@@ -17,6 +17,8 @@
 # $\mathbb{E}_{z}\big[\log P(z, y^\star \mid x; \theta)\big]$ over $\theta$, with $z$ from $Q_\psi$ (BRiTE), from rejection sampling,
 # or from people (equation 3.5). That is supervised fine-tuning with the loss on $z$ and $y^\star$ only; TRL's
 # `SFTTrainer` does it. The source of $z$ is the only difference between the methods.
+#
+# The next cell has every setting. What one changes first: `rationales` (what it learns from), `model`, `epochs` and `learning_rate`.
 
 # %% tags=["parameters"]
 stage: str = ""  # name of the stage in its record; empty: the notebook's own

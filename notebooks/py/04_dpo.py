@@ -22,6 +22,8 @@
 # does not say what DPO starts from; with `start_from: model` it is $\theta$, for which both sides of such a pair can be unlikely. Then the loss
 # pushes down what they share ([`docs/results/tiny-all.md`](../docs/results/tiny-all.md) shows how far that goes). A problem that the
 # sampler always or never solves has no contrast and teaches nothing: those are counted.
+#
+# The next cell has every setting. What one changes first: `sampler` or `pairs`, `samples`, `beta` and `learning_rate`.
 
 # %% tags=["parameters"]
 stage: str = ""  # name of the stage in its record; empty: the notebook's own

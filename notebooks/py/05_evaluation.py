@@ -21,6 +21,8 @@
 #
 # Why pass@1 and not one greedy answer: BRiTE changes how *often* a model thinks well, that is $\mathbb{E}_{z,y}\,1\{y = y^\star\}$. The
 # embedded base is right in about half of its samples and in all of its greedy answers on the easy level; greedily there is nothing to see.
+#
+# The next cell has every setting. What one changes first: `model`, `data`, `split`, `limit` and `samples`.
 
 # %% tags=["parameters"]
 stage: str = ""  # name of the stage in its record; empty: the notebook's own

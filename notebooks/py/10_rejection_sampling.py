@@ -35,6 +35,8 @@
 # its cap. `star` rationalises: the hint is taken off what is learned, but such a $z$ comes from $P(z \mid x, \text{hint})$ and may
 # justify an answer that it was told. `rest_em` fills the column `reward` with $R/\beta$ ($R$ is 1 or 0); $\theta$-SFT with
 # `reward_weighted` weights the loss by its exponential and learns the sampled $y$, which may be wrong.
+#
+# The next cell has every setting. What one changes first: `strategy`, `samples`, `model` and `data`.
 
 # %% tags=["parameters"]
 stage: str = ""  # name of the stage in its record; empty: the notebook's own

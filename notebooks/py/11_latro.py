@@ -23,6 +23,8 @@
 # with $A$ the leave-one-out advantage of $\log\pi(y^\star\mid x,z) - \beta\log\frac{\pi(z\mid x)}{\pi_0(z\mid x)}$ among $K$ siblings. It is
 # ψ-PPO with other settings, and so are GRPO, RLOO and VeriFree: this notebook runs them all. What LaTRO's released
 # code does otherwise than its paper is in `docs/latro.md`.
+#
+# The next cell has every setting. What one changes first: the settings of the table below, `steps` and `learning_rate`.
 
 # %% tags=["parameters"]
 stage: str = ""  # name of the stage in its record; empty: the notebook's own

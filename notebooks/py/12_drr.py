@@ -19,6 +19,8 @@
 # inference $D \ge \tau$ accepts and stops; else the Reasoner is shown its rejected attempts and tries again, up to the cap, where the attempt
 # with the highest $D$ wins. The threshold $\tau$ is chosen on held-out training problems. With a perfect $D$ and attempts that are right with
 # probability $p$, independently, the accuracy at a cap of $T$ turns is $1-(1-p)^T$.
+#
+# The next cell has every setting. What one changes first: `turns`, `chains`, `model` and `data`.
 
 # %% tags=["parameters"]
 stage: str = ""  # name of the stage in its record; empty: the notebook's own
