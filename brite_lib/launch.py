@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from html import escape
@@ -220,11 +221,11 @@ def _shown() -> Iterator[Any]:
     if not in_jupyter():
         yield lambda line: print(line, flush=True)
         return
-    lines, update = [], updating_output()
+    lines, update = deque(maxlen=SHOWN_LINES), updating_output()
 
     def show(line: str) -> None:
         lines.append(line)
-        update(f"<pre>{escape(chr(10).join(lines[-SHOWN_LINES:]))}</pre>")
+        update(f"<pre>{escape(chr(10).join(lines))}</pre>")
 
     yield show
 

@@ -4,9 +4,9 @@ Every process builds from the parameters what the notebook builds, and trains fr
 writes the checkpoints and ``metrics.jsonl``. The notebook goes on from there (:mod:`brite_lib.launch`).
 """
 
+import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -122,12 +122,14 @@ def meet(on_cpu: bool) -> PartialState:
 @record  # the traceback goes to the launcher
 def main() -> None:
     """Command line; one process, or one of those that ``accelerate launch`` starts."""
-    stage, path = sys.argv[1:]
-    if stage not in TRAINERS:
-        raise InputError(f"stage: {stage} does not train; known: {', '.join(TRAINERS)}")
-    params = TRAINERS[stage][0].parse(json.loads(Path(path).read_text(encoding="utf-8")), where=path)
+    parser = argparse.ArgumentParser(prog="python -m brite_lib.train", description="Train one stage to its last step.")
+    parser.add_argument("stage", choices=TRAINERS)
+    parser.add_argument("params_file", type=Path, help="the stage's parameters, JSON")
+    arguments = parser.parse_args()
+    cls, _ = TRAINERS[arguments.stage]
+    params = cls.parse(json.loads(arguments.params_file.read_text(encoding="utf-8")), where=str(arguments.params_file))
     on_cpu = params.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
-    train(stage, params.model_copy(update={"device": str(meet(on_cpu).device)}))
+    train(arguments.stage, params.model_copy(update={"device": str(meet(on_cpu).device)}))
 
 
 if __name__ == "__main__":
