@@ -103,13 +103,9 @@ class PosteriorPPOTrainer:
         )
         self.vllm: VllmRollouts | None = None  # None: the policy samples itself
         if config.rollout_engine == "vllm":
-            if self._empty is not None:
-                raise InputError(
-                    "rollout_engine: vllm needs whole weights in each process, not shards; set hf, or another accelerate_config"
-                )
             prompts = [self._prompt_ids(problem["question"]) for problem in self.problems[:CANARY_PROMPTS]]
             directory = checkpoint.parent if checkpoint and self.accelerator.is_main_process else None  # one engine's files each
-            self.vllm = VllmRollouts(self.model, template, config, prompts, directory)
+            self.vllm = VllmRollouts(self.agent, template, config, prompts, directory, self._empty)
         self.step = 0
         self.latest: Experience | None = None  # the last step's batch, for who looks on
         self.unfinished = Unfinished(config, self.reward.unfinished_default(), self.accelerator.print)
@@ -186,11 +182,11 @@ class PosteriorPPOTrainer:
             mine = [prompts[i] for i in rows], [seeds[i] for i in rows]
             if self.vllm:
                 return list(zip(*self.vllm.draw(*mine, limit, to_boundary), strict=True))
-            ids = sample(self.model, self.template, *mine, 1.0, limit, to_boundary, self.config.batch_size)
+            with gathered(self.agent):
+                ids = sample(self.model, self.template, *mine, 1.0, limit, to_boundary, self.config.batch_size)
             return [(completion, None) for completion in ids]
 
-        with gathered(self.agent):
-            ids, log_probs = zip(*in_shares(self.accelerator, len(prompts), draw), strict=True)
+        ids, log_probs = zip(*in_shares(self.accelerator, len(prompts), draw), strict=True)
         self.tokens_generated += sum(map(len, ids))
         return Drawn(list(ids), list(log_probs) if self.vllm else None)
 

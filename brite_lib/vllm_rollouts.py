@@ -8,17 +8,22 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Self
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers.utils import logging
 
 from brite_lib import costs
+from brite_lib.agent import PolicyWithCritic
+from brite_lib.checkpointing import trained_weights
 from brite_lib.errors import InputError
 from brite_lib.params import PsiParams, check_engine
 from brite_lib.rollouts import open_sampler, sample_with_vllm
+from brite_lib.sharding import fill, gathered, whole
 from brite_lib.template import RationaleTemplate
 from brite_lib.vllm_engine import SCRATCH, Drawn, VllmEngine
 
@@ -30,21 +35,33 @@ class VllmRollouts:
     """A vLLM engine for a policy that is being trained; use it as a context manager.
 
     Args:
-        policy: its present weights are what every draw is from.
+        agent: the present weights of its policy are what every draw is from.
         prompts: token ids that the canary goes on from.
         directory: for ``vllm.log`` and for weights on their way; None: the system's temporary directory.
+        empty: of a policy in shards, its copy :func:`brite_lib.sharding.without_weights`; all processes must then draw at the same time.
 
     Raises:
         InputError: if vLLM is not installed, or there is no such ``rollout_device``.
     """
 
     def __init__(
-        self, policy: nn.Module, template: RationaleTemplate, config: PsiParams, prompts: Sequence[list[int]], directory: Path | None
+        self,
+        agent: PolicyWithCritic,
+        template: RationaleTemplate,
+        config: PsiParams,
+        prompts: Sequence[list[int]],
+        directory: Path | None,
+        empty: nn.Module | None = None,
     ):
         check_engine("vllm", "rollout_engine")
-        self._policy, self._template, self._config, self._directory = policy, template, config, directory
+        self._agent, self._policy, self._empty = agent, agent.policy, empty
+        self._template, self._config, self._directory = template, config, directory
         self._canary = prompts
-        own = next(policy.parameters()).device
+        for model in filter(None, [agent.policy, empty]):
+            causal = model.get_base_model() if isinstance(model, PeftModel) else model
+            # transformers would write weights in the first process only, but each has an engine that reads its own.
+            causal.should_save_on_this_rank = lambda is_main_process: True
+        own = next(self._policy.parameters()).device
         home = f"cuda:{own.index or 0}" if own.type == "cuda" else own.type
         self._device = home if config.rollout_device == "auto" else config.rollout_device
         if self._device.startswith("cuda:") and int(self._device[5:]) >= torch.cuda.device_count():
@@ -83,14 +100,18 @@ class VllmRollouts:
             options = {"device": self._device, "dtype": dtype, "directory": self._directory}
             if self._directory:
                 self._directory.mkdir(parents=True, exist_ok=True)
-            sampler = open_sampler(self._policy, "vllm", **options, memory=memory, sleeps=self._shares_gpu)
+            policy = self._policy if self._empty is None else fill(deepcopy(self._empty), self._policy, keep=True)
+            sampler = open_sampler(policy, "vllm", **options, memory=memory, sleeps=self._shares_gpu)
             with _no_bars():
                 self._engine = self._stack.enter_context(sampler)
+            if self._empty is not None:
+                policy.to("meta")  # its weights lie on disk now
             return
         weights = tempfile.mkdtemp(prefix=SCRATCH, dir=self._directory)
         try:
             with _no_bars():
-                self._policy.save_pretrained(weights)
+                shards = {} if self._empty is None else {"state_dict": whole(trained_weights(self._policy))}
+                self._policy.save_pretrained(weights, **shards)
             self._engine.load(weights)
         finally:
             shutil.rmtree(weights)
@@ -100,7 +121,8 @@ class VllmRollouts:
         tokens = min(CANARY_TOKENS, self._config.max_rationale_tokens)
         ids, log_probs = sample_with_vllm(self._engine, self._template, self._canary, [0] * len(self._canary), 0.0, tokens)
         dtype = next(self._policy.parameters()).dtype
-        difference = canary_difference(self._policy, self._canary, ids, log_probs)
+        with gathered(self._agent):
+            difference = canary_difference(self._policy, self._canary, ids, log_probs)
         if not difference <= CANARY_TOLERANCE[dtype]:
             raise RuntimeError(
                 f"rollout_engine: vllm does not sample from the policy: on the canary's greedy tokens their log-probabilities differ by "

@@ -137,10 +137,13 @@ def test_a_boundary_of_several_tokens_is_cut_off_with_its_log_probabilities():
 IN_RANKS = """
 import json, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = [sys.argv[2], str(Path(sys.argv[2]).parent)]
+import psi_ranks
 import test_psi_rollouts as here
-lines = []
-made = here.trainer(Path(sys.argv[1], "state.pt"), lambda step, **metrics: lines.append(metrics), steps=3, processes=2, **here.LORA)
+if sys.argv[3] == "sharded":
+    psi_ranks.pretend_to_have_gpus()
+settings, lines = json.loads(sys.argv[4]), []
+made = here.trainer(Path(sys.argv[1], "state.pt"), lambda step, **metrics: lines.append(metrics), steps=3, processes=2, **settings)
 made.train()
 if made.accelerator.is_main_process:
     Path(sys.argv[1], "lines.json").write_text(json.dumps([lines, made.tokens_generated]))
@@ -148,12 +151,13 @@ made.accelerator.wait_for_everyone()
 """
 
 
-def test_two_processes_with_an_engine_each_follow_the_trajectory_of_one(tmp_path):
-    alone, lines = trained(steps=3, **LORA)
+@pytest.mark.parametrize(("weights", "settings"), [("whole", ALL_WEIGHTS), ("sharded", LORA), ("sharded", ALL_WEIGHTS)])
+def test_two_processes_with_an_engine_each_follow_the_trajectory_of_one(weights, settings, tmp_path):
+    alone, lines = trained(steps=3, **settings)
     script = tmp_path / "ranks.py"
     script.write_text(IN_RANKS)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *torchrun, script, tmp_path, os.path.dirname(__file__)]
+    command = [sys.executable, *torchrun, script, tmp_path, os.path.dirname(__file__), weights, json.dumps(settings)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT)}
     done = subprocess.run(command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
