@@ -62,7 +62,6 @@ def test_vllm_that_is_not_installed_is_one_sentence_before_anything_loads(withou
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"processes": 2, "accelerate_config": "params/accelerate/fsdp2.yaml"}, "rollout_engine: vllm needs whole weights in each process"),
         ({"processes": 2, "rollout_device": "cuda:1"}, "rollout_device must be auto with several processes"),
         ({"device": "mps"}, "rollout_engine: vllm does not run on device: mps; set rollout_engine: hf"),
         ({"rollout_device": "cpu"}, "rollout_device must be auto, or a GPU such as cuda:1, not 'cpu'"),

@@ -115,8 +115,6 @@ class PsiParams(EngineStageParams, TrainingStageParams):
             raise ValueError(f"rollout_device must be auto, or a GPU such as cuda:1, not {self.rollout_device!r}")
         if self.processes != 1 and self.rollout_device != "auto":
             raise ValueError("rollout_device must be auto with several processes: each has an engine on its own GPU")
-        if self.processes != 1 and self.sharded:
-            raise ValueError("rollout_engine: vllm needs whole weights in each process, not shards; set hf, or another accelerate_config")
         if self.device == "mps":
             raise ValueError("rollout_engine: vllm does not run on device: mps; set rollout_engine: hf")
 
