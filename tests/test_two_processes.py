@@ -14,6 +14,7 @@ import two_ranks
 from brite_lib.checkpointing import resume_step
 from brite_lib.errors import InputError
 from brite_lib.params import PROJECT_ROOT
+from brite_lib.shared_batches import share
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,21 @@ def assert_same_weights(directory: Path, other: Path, case: str, copy: Path) -> 
     assert weights.keys() == others.keys()
     for name in weights:
         torch.testing.assert_close(weights[name], others[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("total", "most", "expected"), [(32, 32, (32, 1)), (32, 8, (8, 4)), (32, 24, (16, 2)), (8, 32, (8, 1))])
+def test_micro_batches_make_the_whole_batch(total, most, expected):
+    assert share(total, most) == expected
+
+
+@pytest.mark.parametrize("case", ["sft", "dpo"])
+def test_micro_batches_change_nothing_also_where_an_epoch_ends(case, one, tmp_path, monkeypatch):
+    cls, settings, count = two_ranks.CASES[case]
+    monkeypatch.setitem(two_ranks.CASES, case, (cls, settings | {"micro_batch_size": 1}, count))
+    two_ranks.train(case, tmp_path)
+    for line, other in zip(logged(one / case), logged(tmp_path), strict=True):
+        for name in ("loss", "grad_norm", *(name for name in line if name.startswith(("rewards/", "logps/")))):
+            assert line[name] == pytest.approx(other[name], abs=1e-5), name
 
 
 @pytest.mark.parametrize("case", two_ranks.CASES)
