@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def meet(on_cpu: bool) -> PartialState:
     """Join the other processes, if ``accelerate launch`` started some, and find this one's device."""
     if on_cpu:
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # else it is cpu:1 in rank 1, where torch.load can't put a checkpoint
-    return PartialState(cpu=on_cpu)
+    return PartialState(cpu=on_cpu, timeout=timedelta(hours=2))  # the others wait while the first process writes a large checkpoint
 
 
 @record  # the traceback goes to the launcher
