@@ -224,7 +224,9 @@ GOOD = {"features": FEATURES, "evidence": EVIDENCE, "weights": WEIGHTS, "theta0"
         ({"features": np.where(FEATURES == 2, np.nan, FEATURES)}, r"features must be finite, found nan at index \[1, 1, 0\]"),
         ({"features": FEATURES[0]}, r"features must have shape \(X, S, d\), found \(2, 1\)"),
         ({"features": np.zeros((2, 0, 1))}, "features must hold at least one"),
-        ({"features": "many"}, "features must be an array of numbers"),
+        ({"features": "many"}, "features must be an array of real numbers"),
+        ({"features": FEATURES + 1j}, "features must be an array of real numbers"),
+        ({"weights": [10**400, 0]}, "weights must be an array of real numbers"),
         ({"evidence": [[0.0, 0.0], [0.5, 0.5]]}, "evidence of prompt 0 is zero for every pair"),
         ({"evidence": [[0.0, 1.5], [0.5, 0.5]]}, r"evidence is a probability, but at index \[0, 1\] it is larger than 1"),
         ({"evidence": [[0.5, 0.5], [-0.5, 0.5]]}, r"evidence is a probability, but at index \[1, 0\] it is negative"),
@@ -247,6 +249,12 @@ def test_bad_input_is_one_sentence(change, message):
     with pytest.raises(InputError, match=message) as caught:
         run_em(**(GOOD | change))
     assert "\n" not in str(caught.value)
+
+
+def test_bad_arguments_of_the_posterior_are_one_sentence():
+    for features in ("many", FEATURES[0], np.zeros((0, 2, 1))):
+        with pytest.raises(InputError, match="features must"):
+            posterior([0.0], features, EVIDENCE)
 
 
 def test_bad_q_is_one_sentence():

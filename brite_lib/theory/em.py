@@ -18,6 +18,7 @@ from brite_lib.theory.model import (
     Array,
     Model,
     check_distribution,
+    finite,
     kl_posteriors,
     kl_reasoners,
     log_sum_exp,
@@ -69,8 +70,7 @@ def log_marginal(
 
 def posterior(theta: ArrayLike, features: ArrayLike, evidence: ArrayLike, base: ArrayLike | None = None) -> Array:
     """(X, S) Q(z, y|x) ∝ evidence·P_θ(z, y|x), the E-step (BRiTE eq. 3.4); shapes and errors as in ``Model``."""
-    features = np.asarray(features, dtype=np.float64)
-    count = features.shape[0] if features.ndim else 0
+    count = len(finite("features", features, 3, "(X, S, d)"))
     model = Model(features, evidence, np.full(count, 1 / max(count, 1)), 0.0, base)  # the weights play no part
     return posterior_of(model, model.theta(theta))
 

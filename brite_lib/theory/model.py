@@ -102,9 +102,11 @@ class Model:
 def finite(name: str, values: ArrayLike, ndim: int, shape_name: str, shape: tuple[int, ...] | None = None) -> Array:
     """A float64 array of the wanted shape without NaN or infinity; else an :class:`InputError` of one sentence."""
     try:
+        if np.iscomplexobj(values):
+            raise TypeError("its imaginary part would be lost")
         array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} must be an array of numbers of shape {shape_name}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name} must be an array of real numbers of shape {shape_name}") from None
     if array.ndim != ndim or (shape is not None and array.shape != shape):
         wanted = shape_name if shape is None else f"{shape_name} = {shape}"
         raise InputError(f"{name} must have shape {wanted}, found {array.shape}")
