@@ -124,8 +124,10 @@ def read_parquet(path: str | Path) -> pa.Table:
     """Any parquet file.
 
     Raises:
-        InputError: one sentence, if it is truncated or none.
+        InputError: one sentence, if it is missing, truncated or another kind of file.
     """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
     try:
         with pq.ParquetFile(path) as file:
             return file.read()
@@ -151,8 +153,6 @@ def _columns(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: str | Path
 
 
 def _read(path: str | Path, schema: pa.Schema) -> list[dict[str, Any]]:
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
     if Path(path).suffix == ".jsonl":
         return pa.Table.from_arrays(_columns(_json_lines(path), schema, path), schema=schema).to_pylist()
     table = read_parquet(path)
@@ -177,6 +177,8 @@ def _read(path: str | Path, schema: pa.Schema) -> list[dict[str, Any]]:
 
 
 def _json_lines(path: str | Path) -> list[dict[str, Any]]:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
     rows = []
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):  # text may hold other line ends
         if not line.strip():

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Union
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from brite_lib.errors import InputError
 from brite_lib.params import resolve_path, suggestion
-from brite_lib.tables import PREDICTIONS, RATIONALES
+from brite_lib.tables import PREDICTIONS, RATIONALES, read_parquet
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,7 +40,7 @@ def read_rows(table: Rows) -> pa.Table:
             a wrong type, tokens and per-token values of different lengths.
     """
     if isinstance(table, str | Path):
-        return _checked(_parquet(table), f"{table}: ")
+        return _checked(read_parquet(resolve_path(table)), f"{table}: ")
     loaded = sys.modules.get("datasets")  # who has a Dataset has loaded it, which takes seconds
     if loaded and isinstance(table, loaded.Dataset):
         table = table.with_format("arrow")[:]
@@ -52,21 +51,10 @@ def read_rows(table: Rows) -> pa.Table:
     if not isinstance(table, Sequence):
         raise InputError(f"table: must be a parquet path, a Dataset, a DataFrame or a list of rows, not {type(table).__name__}")
     if table and all(isinstance(item, str | Path) for item in table):
-        files = {path: _parquet(path) for path in table}
+        files = {path: read_parquet(resolve_path(path)) for path in table}
         full = {path: rows for path, rows in files.items() if rows.num_rows} or files  # one may have found nothing
         return pa.concat_tables([_checked(rows, f"{path}: ") for path, rows in full.items()], promote_options="permissive")
     return _checked(_from_rows(table), "")
-
-
-def _parquet(path: str | Path) -> pa.Table:
-    path = resolve_path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: is no whole parquet file, it may be truncated: {' '.join(str(error).split())}") from None
 
 
 def _from_rows(rows: Sequence[Any]) -> pa.Table:
