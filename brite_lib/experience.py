@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from brite_lib.advantages import masked_mean, mismatch_kl
+from brite_lib.params import PsiParams
 from brite_lib.rewards import TerminalReward
+from brite_lib.rollouts import judged_rows
 from brite_lib.template import Completion, RationaleTemplate
 
 STEP_ZERO_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
@@ -60,6 +62,30 @@ class Experience:
         """How far the engine that drew the batch is from Q, and what a completion counts on average, which is 1 up to noise and the cap."""
         kl = mismatch_kl(self.log_prob, self.sampler_log_prob, self.mask)
         return {"mismatch_kl": kl, "importance_weight": self.importance.mean().item()}
+
+    def rows(self, template: RationaleTemplate, config: PsiParams, problems: int | None = None) -> list[dict[str, Any]]:
+        """The completions of the first ``problems`` problems (None: all) as a rationale table, with ``reward`` and, per token of z,
+        ``advantage`` and (gae) ``value``.
+
+        Where no y was sampled there is nothing to judge: ``answer_text`` and ``correct`` are null. A boundary that is no action is
+        left out.
+        """
+        count = config.rationales_per_prompt
+        end = len(self.actions) if problems is None else problems * count
+        rows = judged_rows(self.problems[:end], self.completions[:end], config.answer_kind, template)
+        sampled_answer = any(completion.answer_ids for completion in self.completions)
+        of_tokens = {"logp_theta": self.reference_log_prob, "logp_psi": self.log_prob, "advantage": self.advantages}
+        of_tokens |= {"value": self.values} if config.advantage == "gae" else {}
+        for i, row in enumerate(rows):
+            length = min(len(row["rationale_ids"]), len(self.actions[i]))
+            row |= {name: tensor[i, :length].tolist() for name, tensor in of_tokens.items()}
+            row |= {name: row[name][:length] for name in ("rationale_ids", "tokens")} | {"prompt_ids": self.prompts[i]}
+            row |= {"source": "psi", "round": config.round, "sample": i % count, "num_tokens": len(self.actions[i])}
+            row |= {"reward": self.terminal[i].item()}
+            if row["finished"] and (config.reward, config.scorer, config.answer_signal) == ("answer_likelihood", "frozen", "log_prob"):
+                row["logp_answer"] = row["reward"]
+            row |= {} if sampled_answer else {"answer_text": None, "prediction": None, "correct": None}
+        return rows
 
     def assert_anchor(self, dtype: torch.dtype) -> None:
         """Check that Q is still θ, as before the first update.

@@ -256,6 +256,9 @@ def test_annotations_are_saved_beside_the_table_and_read_again(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path.parent)  # as a notebook's directory is not the project
     below_the_project = os.path.relpath(tmp_path / "rationales.parquet", PROJECT_ROOT)
     assert RationaleViewer(below_the_project).annotations == [record]
+    elsewhere = record | {"note": "a line\u2028or two"}  # JavaScript does not escape it
+    (tmp_path / "from a page.jsonl").write_text(json.dumps(elsewhere, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_annotations(tmp_path / "from a page.jsonl") == [elsewhere]
     write_annotations([record, record | {"copy": 1}], tmp_path / "other.jsonl")
     assert len(RationaleViewer([ROW], annotations_path=tmp_path / "other.jsonl").annotations) == 2
     for line in ("[]", "{", '{"id": "a"}', json.dumps(record | {"tags": "good"})):

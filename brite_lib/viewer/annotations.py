@@ -24,7 +24,7 @@ def read_annotations(path: str | Path) -> list[dict[str, Any]]:
     if not Path(path).is_file():
         return []
     records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

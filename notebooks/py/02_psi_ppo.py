@@ -106,6 +106,7 @@ from brite_lib.problems import has_split, load_problems
 from brite_lib.records import Stage, metric_table
 from brite_lib.rollouts import add_scores, generate, open_sampler
 from brite_lib.tables import RATIONALES, write_table
+from brite_lib.viewer import show
 
 stage = Stage.start("brite_psi", params)
 problems = load_problems(params.data, params.split, params.limit)
@@ -171,6 +172,15 @@ plots.training_curves(stage.path("metrics.jsonl"), names, title="ψ-PPO", path=s
 # %%
 history = pd.read_json(stage.path("metrics.jsonl"), lines=True)
 print(f"KL of the first batch {abs(history['kl'].iloc[0]):.4f}; ELBO {history['elbo'].iloc[0]:.3f} → {history['elbo'].iloc[-1]:.3f}")
+
+# %% [markdown]
+# The last batch, token by token (`?` lists the keys). Key 5 colours the reward, key 6 the advantage: the last update made blue tokens more
+# frequent and orange ones rarer. With `rloo` and `group` a completion is compared with its siblings (`g` groups them), with `gae` a token
+# with what the critic expected (key 7).
+
+# %%
+batch = trainer.latest.rows(template, params, problems=16) if trainer.latest else []  # none if the training was finished before
+show(batch, title="Last batch of training") if batch else "trained before this kernel started"
 
 # %% [markdown]
 # ## EM monitor
