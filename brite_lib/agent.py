@@ -13,11 +13,18 @@ class PolicyWithCritic(nn.Module):
     """Q_ψ with a value head on its trunk, as one module, so that any accelerate wrapper sees one forward.
 
     The head reads the trunk's hidden states without sending gradients back: the critic can't move the policy.
+
+    Args:
+        policy: a causal language model without dropout.
+        use_critic: whether there is a value head; else values are 0.
+        recompute: keep only the layers' inputs for the backward pass, and compute the rest again there (gradient checkpointing).
     """
 
-    def __init__(self, policy: nn.Module, use_critic: bool):
+    def __init__(self, policy: nn.Module, use_critic: bool, recompute: bool = False):
         super().__init__()
-        self.policy = policy
+        self.policy, self._recompute = policy, recompute
+        if recompute:
+            policy.gradient_checkpointing_enable({"use_reentrant": False})
         width = policy.config.get_text_config().hidden_size
         self.value_head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)) if use_critic else None
         if self.value_head is not None:
@@ -29,6 +36,8 @@ class PolicyWithCritic(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """log Q, entropy and value of every action, flat (N,) in the order of the rows."""
         costs.add_pass(self.policy, prompts, actions, self.value_head)
+        if self._recompute:
+            self.policy.train(torch.is_grad_enabled())  # transformers recomputes in this mode only; there is no dropout to mind
         batch = make_batch(prompts, actions, next(self.policy.parameters()).device)
         log_prob, entropies, hidden = token_log_probs(self.policy, batch, entropy)
         # .sum, because FSDP2 wants no views: (N, 1) → (N,)

@@ -103,7 +103,7 @@ def stage_memory(params: ModelStageParams, model: "nn.Module", tokens: int, samp
     other = isinstance(params, EvalParams) and params.reference_model not in ("", params.model)
     copies = other or isinstance(params, DrrParams) or (isinstance(params, PsiParams | DpoParams) and not lora)
     critic = critic_of(params, model)
-    per_token = activation_bytes_per_token(model)
+    per_token, recomputes = activation_bytes_per_token(model), getattr(params, "gradient_checkpointing", False)
     micro = params.micro_batch_size if _trains(params) else 0
     if micro and hasattr(params, "train_batch_size"):
         micro = min(micro, max(1, params.train_batch_size // sharing.processes))
@@ -117,7 +117,7 @@ def stage_memory(params: ModelStageParams, model: "nn.Module", tokens: int, samp
         optimizer=3 * trained if _trains(params) else 0,
         kv_cache=sampled_at_once * tokens * kv_bytes_per_token(model),
         logits=4 * FLOAT_COPIES * max(chunk, sampled_at_once * vocabulary),
-        training=round(micro * tokens * per_token),
+        training=round(micro * tokens * (_recomputed(model, per_token) if recomputes else per_token)),
         scoring=round(batch * tokens * per_token / layers),
     )
     return _divided(alone, model, sharing) if _trains(params) else alone
@@ -227,6 +227,13 @@ def activation_bytes_per_token(model: "nn.Module", tokens: int = 64) -> float:
     return (4 * short - long) / (2 * tokens)
 
 
+def _recomputed(model: "nn.Module", per_token: float) -> float:
+    """Bytes per token with gradient checkpointing: every layer's input, and one layer's activations while it is computed again."""
+    text = model.config.get_text_config()
+    inputs = text.num_hidden_layers * text.hidden_size * model.get_input_embeddings().weight.element_size()
+    return inputs + per_token / text.num_hidden_layers
+
+
 def _saved_bytes(model: "nn.Module", tokens: int) -> int:
     import torch
 
@@ -274,7 +281,9 @@ def _advice(params: ModelStageParams, memory: Memory, usable: float, shared: Cal
         if size > room:
             now = getattr(params, setting)
             fits = int(now * room / size)
-            return f"set {setting} to {fits} (it is {now})" if fits else "lower max_rationale_tokens"
+            recompute = setting == "micro_batch_size" and not getattr(params, "gradient_checkpointing", True)
+            shorter = "set gradient_checkpointing: true" if recompute else "lower max_rationale_tokens"
+            return f"set {setting} to {fits} (it is {now})" if fits else shorter
     raise AssertionError("a stage that fits needs no advice")
 
 

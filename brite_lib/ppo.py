@@ -92,7 +92,7 @@ class PosteriorPPOTrainer:
         self.model = attach_lora(model, config.lora) if config.lora else model.requires_grad_(True)
         self.reference = Reference(self.model)
         torch.manual_seed(sample_seed(config.seed, "value head"))
-        self.agent = PolicyWithCritic(self.model, config.advantage == "gae")
+        self.agent = PolicyWithCritic(self.model, config.advantage == "gae", config.gradient_checkpointing)
         self._spread()
         updates = config.steps * config.epochs * config.minibatches
         self.scheduler = get_scheduler(

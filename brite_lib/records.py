@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pyarrow", "math-verify")
 SETTINGS_WITHOUT_EFFECT = (  # on what is learned
     *("output_dir", "stage", "device", "threads", "rollout_device", "rollout_memory", "batch_size", "save_steps"),
-    *("processes", "accelerate_config"),
+    *("processes", "accelerate_config", "gradient_checkpointing"),
 )
 
 

@@ -186,7 +186,8 @@ def trainer_settings(params: ThetaParams | DpoParams, checkpoints: str | Path) -
         "use_cpu": params.device == "cpu" or not torch.cuda.is_available(),
         "report_to": "none",
         "disable_tqdm": True,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": params.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,  # there are none

@@ -38,13 +38,13 @@ COMMON = {
 LORA = {"lora": {"r": 4, "alpha": 8}}
 CASES: dict[str, dict[str, Any]] = {
     "rloo": {"advantage": "rloo", "whiten_advantages": True},  # its reward of unfinished rationales is calibrated
-    "gae_lora": {"advantage": "gae", "unfinished_reward": -6.0, **LORA},
+    "gae_lora": {"advantage": "gae", "unfinished_reward": -6.0, "gradient_checkpointing": True, **LORA},
     "gae_verifier": {"advantage": "gae", "reward": "verifier", "beta": 0.5, "whiten_advantages": True},
     "rloo_verifier_lora": {"advantage": "rloo", "reward": "verifier", "brevity_cost": 0.1, **LORA},
     "live": {"scorer": "live", "answer_nll_weight": 1.0, "boundary_is_action": False, "unfinished_rule": "twice_mean"},
 }
 SHARDED_CASES = {
-    "gae": {"advantage": "gae", "whiten_advantages": True},
+    "gae": {"advantage": "gae", "whiten_advantages": True, "gradient_checkpointing": True},
     "rloo_lora": {"advantage": "rloo", "unfinished_reward": -6.0, **LORA},
 }
 CONTINUED = ("rloo", "gae_lora", "gae", "rloo_lora")  # by another number of processes

@@ -18,6 +18,9 @@ class TrainingStageParams(ModelStageParams):
     accelerate_config: str = Field(
         "auto", description="file for accelerate launch, such as params/accelerate/fsdp2.yaml; auto: ddp.yaml, or cpu2.yaml on a CPU"
     )
+    gradient_checkpointing: bool = Field(
+        False, description="compute each layer again in the backward pass: long sequences fit, for one forward pass more"
+    )
 
     @field_validator("processes", mode="wrap")
     @classmethod

@@ -50,6 +50,7 @@ engine: str = "hf"  # who draws the rationales at the end: hf, or vllm for large
 threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 processes: int | str = 1  # processes that share the training, one per GPU; auto: as many as there are GPUs
 accelerate_config: str = "auto"  # file for accelerate launch, such as params/accelerate/fsdp2.yaml; auto: ddp.yaml, or cpu2.yaml on a CPU
+gradient_checkpointing: bool = False  # compute each layer again in the backward pass: long sequences fit, for one forward pass more
 reward: str = "answer_likelihood"  # reward (i) log P(y*|x,z;θ), or (ii) verifier: R/β on a sampled y
 beta: float = 1.0  # β of reward (ii)
 kl_coef: float = 1.0  # c; only c = 1 has the posterior as its optimum

@@ -41,6 +41,7 @@ dtype: str = "auto"  # auto: bfloat16 on CUDA, else float32
 threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 processes: int | str = 1  # processes that share the training, one per GPU; auto: as many as there are GPUs
 accelerate_config: str = "auto"  # file for accelerate launch, such as params/accelerate/fsdp2.yaml; auto: ddp.yaml, or cpu2.yaml on a CPU
+gradient_checkpointing: bool = False  # compute each layer again in the backward pass: long sequences fit, for one forward pass more
 rationales: str = "human"  # a rationales.parquet, or human for the data's own rationales
 correct_only: bool = False  # leave out rationales whose sampled answer was judged wrong
 reward_weighted: bool = False  # ReST-EM: weight by exp(reward), and train on the sampled y instead of y*

@@ -47,6 +47,7 @@ engine: str = "hf"  # who draws the samples: hf, or vllm for large models on GPU
 threads: int = 1  # CPU threads; on busy cores 2 are slower than 1
 processes: int | str = 1  # processes that share the training, one per GPU; auto: as many as there are GPUs
 accelerate_config: str = "auto"  # file for accelerate launch, such as params/accelerate/fsdp2.yaml; auto: ddp.yaml, or cpu2.yaml on a CPU
+gradient_checkpointing: bool = False  # compute each layer again in the backward pass: long sequences fit, for one forward pass more
 temperature: float = 1.0  # sampling temperature of the pairs
 sampler: str = ""  # model that the pairs are drawn from: Q_ψ for BRiTE-DPO; empty: the model itself
 start_from: str = "sampler"  # what learns and is its own reference: the sampler, or model: θ (the paper does not say)
