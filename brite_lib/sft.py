@@ -15,7 +15,7 @@ from brite_lib import costs
 from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.models import attach_lora
-from brite_lib.params import DpoParams, ThetaParams, TrainingStageParams, resolve_path
+from brite_lib.params import DpoParams, DrrParams, ThetaParams, TrainingStageParams, resolve_path
 from brite_lib.problems import load_problems
 from brite_lib.shared_batches import EachRowOnce, share
 from brite_lib.tables import read_rationales
@@ -162,10 +162,11 @@ def plain_forward(model: nn.Module) -> None:
         vars(module).pop("forward", None)
 
 
-def trainer_settings(params: ThetaParams | DpoParams, checkpoints: str | Path) -> dict[str, Any]:
-    """What TRL's configurations of SFT and DPO have in common: nothing truncated, nothing re-tokenised, every step logged."""
+def trainer_settings(params: ThetaParams | DpoParams | DrrParams, checkpoints: str | Path) -> dict[str, Any]:
+    """What the configurations of SFT, DPO and DRR have in common: nothing truncated, nothing re-tokenised, every step logged."""
     micro_batch_size, passes = share(params.train_batch_size, params.micro_batch_size)
-    sharded = isinstance(params, TrainingStageParams) and params.sharded
+    shared = isinstance(params, TrainingStageParams)  # not DRR's discriminator
+    sharded, recompute = shared and params.sharded, shared and params.gradient_checkpointing
     return {
         "output_dir": str(checkpoints),
         "num_train_epochs": params.epochs,
@@ -186,7 +187,7 @@ def trainer_settings(params: ThetaParams | DpoParams, checkpoints: str | Path) -
         "use_cpu": params.device == "cpu" or not torch.cuda.is_available(),
         "report_to": "none",
         "disable_tqdm": True,
-        "gradient_checkpointing": params.gradient_checkpointing,
+        "gradient_checkpointing": recompute,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
