@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ import papermill
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from brite_lib.files import is_full
 from brite_lib.lifeline import die_with_ancestors
@@ -46,17 +48,19 @@ def execute(notebook: Path, output: Path, params: dict) -> str | None:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         error_file.unlink(missing_ok=True)
-        papermill.execute_notebook(
-            notebook,
-            partial,
-            parameters=params,
-            kernel_name="python3",
-            language="python",
-            kernel_manager_class=ThisInterpreter,
-            cwd=PROJECT_ROOT,
-            progress_bar=False,
-            start_timeout=300,  # importing ipykernel on a busy machine
-        )
+        with tempfile.TemporaryDirectory(prefix="brite-kernel-") as sockets:
+            papermill.execute_notebook(
+                notebook,
+                partial,
+                parameters=params,
+                kernel_name="python3",
+                language="python",
+                kernel_manager_class=ThisInterpreter,
+                config=_connection(sockets),
+                cwd=PROJECT_ROOT,
+                progress_bar=False,
+                start_timeout=300,  # importing ipykernel on a busy machine
+            )
     except PapermillExecutionError as failure:
         error = _sentence(failure.ename, failure.evalue, output.parent)
     except Exception as failure:  # a dead kernel, an unreadable notebook: also a failed stage with a sentence
@@ -67,6 +71,12 @@ def execute(notebook: Path, output: Path, params: dict) -> str | None:
         if error is not None:
             error_file.write_text(error + "\n", encoding="utf-8")
     return error
+
+
+def _connection(sockets: str) -> Config:
+    """Files to talk to the kernel through: a TCP port is chosen before the kernel takes it, and another process may be faster."""
+    transport = "ipc" if len(os.fsencode(sockets)) <= 90 else "tcp"  # a socket's path has 103 bytes at most, on macOS
+    return Config(ThisInterpreter={"transport": transport, "connection_file": f"{sockets}/kernel.json"})
 
 
 def _sentence(name: str, message: str, directory: Path) -> str:

@@ -58,6 +58,12 @@ def lines(path: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def log_of(run_dir: Path) -> str:
+    """What Snakemake and the kernels wrote last."""
+    path = run_dir / "snakemake.log"
+    return path.read_text()[-5000:] if path.exists() else ""
+
+
 def wait_until(condition: Callable[[], bool], what: str, timeout: float) -> None:
     """Poll ``condition``."""
     deadline = time.monotonic() + timeout
@@ -77,7 +83,7 @@ def kill_in_the_middle(project: Path, experiment: Path, run_dir: Path, kind: str
     run = start(project, experiment)
 
     def in_the_middle() -> bool:
-        assert run.poll() is None, f"the run ended before {stage} was in its middle: {run.communicate()}"
+        assert run.poll() is None, f"the run ended before {stage} was in its middle: {run.communicate()}\n{log_of(run_dir)}"
         return lines(metrics) >= enough
 
     wait_until(in_the_middle, f"{stage} makes progress", timeout)

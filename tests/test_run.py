@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,6 +131,18 @@ def test_an_executed_notebook_keeps_no_bar_of_a_library(project):
     nbformat.write(new_notebook(cells=[new_code_cell("from tqdm.auto import tqdm\nprint(*tqdm(range(3)))")]), notebook)
     subprocess.run([sys.executable, "-m", "brite_lib.execute", notebook, output, "{}"], timeout=120, check=True)
     assert [one.get("text") for one in nbformat.read(output, as_version=4).cells[-1].outputs] == ["0 1 2\n"]
+
+
+@pytest.mark.parametrize(("name", "transport"), [("short", "ipc"), ("long" * 30, "tcp")])
+def test_a_kernel_takes_no_port_that_another_could_take_first(name, transport):
+    with tempfile.TemporaryDirectory() as directory:
+        (folder := Path(directory) / name).mkdir()
+        notebook, output, environment = folder / "asks.ipynb", folder / "executed.ipynb", os.environ | {"TMPDIR": str(folder)}
+        ask = "from ipykernel.kernelapp import IPKernelApp\nprint(IPKernelApp.instance().transport)"
+        nbformat.write(new_notebook(cells=[new_code_cell(ask)]), notebook)
+        subprocess.run([sys.executable, "-m", "brite_lib.execute", notebook, output, "{}"], env=environment, timeout=120, check=True)
+        assert [one.get("text") for one in nbformat.read(output, as_version=4).cells[-1].outputs] == [f"{transport}\n"]
+        assert set(folder.iterdir()) == {notebook, output}
 
 
 def test_changed_code_reruns_what_uses_it_and_a_moved_clone_is_up_to_date(project, tmp_path_factory):
