@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from brite_lib.errors import InputError
 from brite_lib.params import StageParams, TrainingStageParams, suggestion
+from brite_lib.params.base import read_mapping
 
 MB_PER_PROCESS = {"gpu": 64_000, "cpu": 16_000}  # our choice: each process reads the whole model first
 
@@ -80,20 +81,11 @@ def runs_on_cluster(profile: Path | None, options: Sequence[str], submits: bool 
 
 
 def _read(profile: Path) -> dict[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     path = profile / "config.yaml"
     if not path.is_file():
         near = suggestion(profile.name, [p.name for p in profile.parent.glob("*") if (p / "config.yaml").is_file()])
         raise InputError(f"--profile: {profile}: is no directory with a config.yaml{near}")
-    try:
-        settings = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"{path}: must be a mapping of Snakemake's options, found {type(settings).__name__}")
-    return settings
+    return read_mapping(path, "Snakemake's options")
 
 
 def _pairs(resources: Any) -> list[tuple[str, Any]]:

@@ -22,7 +22,7 @@ from brite_lib.files import atomic_write_text
 from brite_lib.models import attach_lora, check_vocabulary, merged
 from brite_lib.params import DpoParams, resolve_path
 from brite_lib.rollouts import generate, open_sampler, sample_seed
-from brite_lib.sft import TrainerLog, plain_forward, trainer_settings
+from brite_lib.sft import TrainerLog, plain_forward, trl_settings
 from brite_lib.shared_batches import EachRowOnce
 from brite_lib.tables import PAIRS, read_pairs, write_table
 from brite_lib.template import RationaleTemplate
@@ -149,7 +149,7 @@ def rationale_dpo(
     tuned = _ReadyTokens(
         model=model,
         ref_model=None if params.lora else deepcopy(model),
-        args=DPOConfig(**trainer_settings(params, checkpoints), beta=params.beta),
+        args=DPOConfig(**trl_settings(params, checkpoints), beta=params.beta),
         train_dataset=dataset,
         processing_class=template.tokenizer,
         callbacks=[TrainerLog(log)] if log else None,

@@ -253,11 +253,9 @@ def train_discriminator(
     accept_share = sum(labels) / len(labels)
     weights = torch.tensor([params.false_accept_weight / (1 - accept_share), 1 / accept_share])
     weights /= params.false_accept_weight + 1  # a mean of 1 over the attempts
-    settings = trainer_settings(params, checkpoints)
-    del settings["max_length"]  # of TRL; here too nothing is truncated
     tuned = Trainer(
         model=judge.model,
-        args=TrainingArguments(**settings),
+        args=TrainingArguments(**trainer_settings(params, checkpoints)),
         train_dataset=[{"ids": judge.input_ids(row), "label": label} for row, label in zip(learned, labels, strict=True)],
         data_collator=lambda batch: _collate(batch, judge.pad_id),
         compute_loss_func=lambda outputs, labels, num_items_in_batch=None: _weighted_loss(outputs, labels, weights, num_items_in_batch),

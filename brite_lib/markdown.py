@@ -23,8 +23,9 @@ def markdown(run: Run) -> str:
     seconds = sum(record["seconds"] for record in run.records.values())
     machine = f"{os.cpu_count()} CPU cores ({platform.machine()})"
     parts = [
-        f"Commit {facts.pop('commit')}, seeds {facts.pop('seeds')}, last stage {facts.pop('last stage')}; {len(run.records)} stages, "
-        f"{seconds:.0f} s of them together, on a machine with {machine}; {', '.join(f'{name} {value}' for name, value in facts.items())}.",
+        f"Commit {facts.pop('commit')}, seeds {facts.pop('seeds')}, last stage started {facts.pop('last stage started')}; "
+        f"{len(run.records)} stages, {seconds:.0f} s of them together, on a machine with {machine}; "
+        f"{', '.join(f'{name} {value}' for name, value in facts.items())}.",
         "### pass@1 at temperature 1",
         _table(result_table(run, "pass@1").drop(columns="metric")),
         "### Paired differences, percentage points",

@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -191,13 +191,13 @@ def monitor_table(run: Run) -> pd.DataFrame:
 
 def provenance(run: Run) -> dict[str, str]:
     """When, from which commit and with which packages the stages ran; more than one value is shown as such."""
-    ends = [datetime.fromisoformat(r["started"]) + timedelta(seconds=r["seconds"]) for r in run.records.values() if r.get("started")]
+    starts = [datetime.fromisoformat(record["started"]) for record in run.records.values() if record.get("started")]
     versions: dict[str, list[str]] = {}
     for record in run.records.values():
         for name, version in (record.get("versions") or {}).items():
             versions.setdefault(name, []).append(version)
     facts = {
-        "last stage": f"{max(ends):%Y-%m-%d %H:%M} UTC" if ends else "unknown",
+        "last stage started": f"{max(starts):%Y-%m-%d %H:%M} UTC" if starts else "unknown",
         "commit": ", ".join(dict.fromkeys(str(record.get("git_commit") or "unknown")[:12] for record in run.records.values())),
         "seeds": ", ".join(str(seed) for seed in sorted({record["seed"] for record in run.records.values()})),
     }

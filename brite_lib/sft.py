@@ -15,7 +15,7 @@ from brite_lib import costs
 from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.models import attach_lora
-from brite_lib.params import DpoParams, DrrParams, ThetaParams, TrainingStageParams, resolve_path
+from brite_lib.params import DpoParams, DrrParams, ThetaParams, resolve_path
 from brite_lib.problems import load_problems
 from brite_lib.shared_batches import EachRowOnce, share
 from brite_lib.tables import read_rationales
@@ -137,7 +137,7 @@ def rationale_sft(
         model = attach_lora(model, params.lora)
     tuned = (WeightedSFTTrainer if "weight" in dataset.column_names else RationaleSFTTrainer)(
         model=model,
-        args=SFTConfig(**trainer_settings(params, checkpoints), dataset_kwargs={"skip_prepare_dataset": True}),
+        args=SFTConfig(**trl_settings(params, checkpoints), dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=dataset,
         processing_class=template.tokenizer,
         callbacks=[TrainerLog(log)] if log else None,
@@ -163,10 +163,8 @@ def plain_forward(model: nn.Module) -> None:
 
 
 def trainer_settings(params: ThetaParams | DpoParams | DrrParams, checkpoints: str | Path) -> dict[str, Any]:
-    """What the configurations of SFT, DPO and DRR have in common: nothing truncated, nothing re-tokenised, every step logged."""
+    """What the Hugging Face trainers of SFT, DPO and DRR's discriminator have in common: every step logged, the newest checkpoint kept."""
     micro_batch_size, passes = share(params.train_batch_size, params.micro_batch_size)
-    shared = isinstance(params, TrainingStageParams)  # not DRR's discriminator
-    sharded, recompute = shared and params.sharded, shared and params.gradient_checkpointing
     return {
         "output_dir": str(checkpoints),
         "num_train_epochs": params.epochs,
@@ -181,16 +179,23 @@ def trainer_settings(params: ThetaParams | DpoParams | DrrParams, checkpoints: s
         "save_steps": params.save_steps,
         "save_total_limit": 1,
         "logging_steps": 1,
-        "max_length": None,
-        "bf16": params.dtype == "bfloat16" and not sharded,  # FSDP would make its weights, gradients and moments float32
-        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": sharded}},  # else FSDP keeps gradients whole
+        "bf16": params.dtype == "bfloat16",
         "use_cpu": params.device == "cpu" or not torch.cuda.is_available(),
         "report_to": "none",
         "disable_tqdm": True,
-        "gradient_checkpointing": recompute,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
+    }
+
+
+def trl_settings(params: ThetaParams | DpoParams, checkpoints: str | Path) -> dict[str, Any]:
+    """:func:`trainer_settings` for TRL, where nothing is truncated and several processes may share the work."""
+    return trainer_settings(params, checkpoints) | {
+        "max_length": None,
+        "bf16": params.dtype == "bfloat16" and not params.sharded,  # FSDP would make its weights, gradients and moments float32
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": params.sharded}},  # else FSDP keeps gradients whole
+        "gradient_checkpointing": params.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "ddp_find_unused_parameters": False,  # there are none
     }
 

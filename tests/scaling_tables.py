@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md, by the plan's arithmetic: ``python tests/scaling_tables.py`` writes them, test_forecast.py compares."""
+"""The tables of docs/scaling.md, by the plan's arithmetic: ``python tests/scaling_tables.py`` writes them, test_memory.py compares."""
 
 import tempfile
 from collections.abc import Iterator

@@ -250,17 +250,6 @@ def test_gpqa_options_are_shuffled_alike_in_every_run(tmp_path):
     assert {row["id"]: row["question"] for row in backwards} == {row["id"]: row["question"] for row in problems}
 
 
-@pytest.mark.parametrize("name", ["humaneval", "mbpp", "humaneval_plus", "mbpp_plus"])
-def test_canonical_programs_pass_their_tests_and_others_raise(name):
-    """Trusted programs of the data sets, so in this process; the sandbox runs all of them (tests/test_sandbox.py)."""
-    for problem in load_problems(str(DATA / name), "test", limit=3):
-        exec(f"{problem['answer']}\n{problem['tests']}", {})
-        entry_point = problem["tests"].rsplit("check(", 1)[-1].rstrip(")\n") if name.startswith("humaneval") else None
-        wrong = f"def {entry_point}(*_):\n    return None\n" if entry_point else "pass"
-        with pytest.raises((AssertionError, NameError, TypeError)):
-            exec(f"{wrong}\n{problem['tests']}", {})
-
-
 def test_unittest_cases_of_bigcodebench_raise_too(tmp_path):
     problem = load_problems(write(tmp_path, "bigcodebench", HUB_ROWS["bigcodebench"][0]), "test")[0]
     exec(f"{problem['answer']}\n{problem['tests']}", {})

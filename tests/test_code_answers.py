@@ -140,3 +140,14 @@ def test_psi_updates_run_on_code(problems, model, reward):
 def test_empty_tests_are_refused_by_the_sandbox():
     with pytest.raises(InputError, match="tests: are empty"):
         is_correct("x = 1", " \n", "code")
+
+
+@pytest.mark.parametrize("name", ["humaneval", "mbpp", "humaneval_plus", "mbpp_plus"])
+def test_canonical_programs_pass_their_tests_and_others_raise(name):
+    """Trusted programs of the data sets, so in this process; the sandbox runs all of them (tests/test_sandbox.py)."""
+    for problem in load_problems(str(DATA / name), "test", limit=3):
+        exec(f"{problem['answer']}\n{problem['tests']}", {})
+        entry_point = problem["tests"].rsplit("check(", 1)[-1].rstrip(")\n") if name.startswith("humaneval") else None
+        wrong = f"def {entry_point}(*_):\n    return None\n" if entry_point else "pass"
+        with pytest.raises((AssertionError, NameError, TypeError)):
+            exec(f"{wrong}\n{problem['tests']}", {})

@@ -3,13 +3,10 @@
 import enumerable
 import pytest
 import torch
-from test_forecast import seven_billion  # noqa: F401
 from two_ranks import dpo_pairs, sft_rows
 
 from brite_lib.dpo import rationale_dpo
-from brite_lib.errors import InputError
-from brite_lib.memory import GIB, activation_bytes_per_token, check_fit, ghost, stage_memory
-from brite_lib.params import DpoParams, LoraParams, PsiParams, ThetaParams
+from brite_lib.params import DpoParams, PsiParams, ThetaParams
 from brite_lib.ppo import PosteriorPPOTrainer
 from brite_lib.rewards import AnswerLikelihood
 from brite_lib.sft import rationale_sft
@@ -50,16 +47,3 @@ def test_the_same_steps_with_each_layer_computed_twice(learn, lora, tmp_path):
         assert again == pytest.approx(plain, abs=1e-5)
     for name, weight in weights[False].items():
         torch.testing.assert_close(weights[True][name], weight, atol=1e-5, rtol=0)
-
-
-def test_the_plan_counts_the_layers_inputs_and_one_layer(seven_billion):  # noqa: F811
-    model = ghost(seven_billion, LoraParams())
-    params = {"micro_batch_size": 2, "batch_size": 8, "lora": LoraParams()}
-    plain, again = (stage_memory(ThetaParams(**params, gradient_checkpointing=on), model, 8000, 0) for on in (False, True))
-    assert again.training == round(2 * 8000 * (28 * 3584 * 2 + activation_bytes_per_token(model) / 28))
-    assert again.standing == plain.standing and again.training < plain.training / 10
-    longer = ThetaParams(**params | {"micro_batch_size": 1})
-    need = stage_memory(longer, model, 8000, 0)
-    with pytest.raises(InputError, match="set gradient_checkpointing: true$"):
-        check_fit("seed0/brite", longer, need, 80 * GIB)
-    check_fit("seed0/brite", longer, stage_memory(longer.model_copy(update={"gradient_checkpointing": True}), model, 8000, 0), 80 * GIB)

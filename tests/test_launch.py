@@ -57,7 +57,7 @@ Root Cause (first observed failure):
         (LatroParams, {"processes": 2, "minibatches": 3}, ["minibatches × processes, 256 is none of 6"]),
         (PsiParams, {"accelerate_config": "no.yaml"}, ["accelerate_config: there is no file", "no.yaml"]),
         (PsiParams, {"accelerate_config": "params/micro.yaml"}, ["accelerate_config: params/micro.yaml is no configuration of accelerate"]),
-        (PsiParams, {"accelerate_config": "README.md"}, ["accelerate_config: README.md is no"]),
+        (PsiParams, {"accelerate_config": "README.md"}, ["accelerate_config: README.md: not a YAML file"]),
     ],
 )
 def test_wrong_processes_are_one_sentence_before_torch_is_needed(cls, values, parts):

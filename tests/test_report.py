@@ -143,7 +143,7 @@ def test_costs_sampling_and_provenance(tmp_path):
     assert report.stage_table(run)["stage"].tolist()[0] == "seed0/brite"
     facts = report.provenance(run)
     assert (facts["commit"], facts["torch"]) == ("unknown, 0123456789ab", "2.13.0")
-    assert facts["last stage"] == "2026-01-02 03:04 UTC"
+    assert facts["last stage started"] == "2026-01-02 03:04 UTC"
     assert run.title == "A title"
 
 

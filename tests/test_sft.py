@@ -13,7 +13,7 @@ from brite_lib.errors import InputError
 from brite_lib.likelihood import score
 from brite_lib.models import load_policy
 from brite_lib.params import ThetaParams
-from brite_lib.sft import human_rows, rationale_sft, trainer_settings, training_rows
+from brite_lib.sft import human_rows, rationale_sft, training_rows, trl_settings
 
 SETTINGS = {"epochs": 6, "train_batch_size": 2, "micro_batch_size": 1, "learning_rate": 3e-3, "save_steps": 4, "device": "cpu"}
 
@@ -119,7 +119,7 @@ def test_training_says_how_far_it_is(tmp_path, monkeypatch, capsys):
 def test_fsdp_keeps_neither_whole_gradients_nor_float32_copies(tmp_path):
     """The Trainer's own choice would be both: no exchange between the passes of a step, and float32 for what bf16 trains."""
     settings = {
-        name: SFTConfig(**trainer_settings(ThetaParams(dtype="bfloat16", accelerate_config=name), tmp_path))
+        name: SFTConfig(**trl_settings(ThetaParams(dtype="bfloat16", accelerate_config=name), tmp_path))
         for name in ("auto", "params/accelerate/fsdp2-two-nodes.yaml")
     }
     assert [config.bf16 for config in settings.values()] == [True, False]

@@ -84,6 +84,29 @@ class Strict(BaseModel):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
+def read_mapping(path: Path, what: str, where: str = "") -> dict[str, Any]:
+    """A YAML 1.2 file (``1e-5`` is a number) that holds one mapping.
+
+    Args:
+        what: is mapped, for the error.
+        where: names the file in errors; empty: its path.
+
+    Raises:
+        InputError: one sentence, if it is something else.
+    """
+    from ruamel.yaml import YAML  # here, as `make gpu-check` starts without it
+    from ruamel.yaml.error import YAMLError
+
+    where = where or str(path)
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: must be a mapping of {what}, found {type(values).__name__}")
+    return values
+
+
 def suggestion(name: str, known: Any) -> str:
     """``"; did you mean 'steps'?"`` when a known name is near, else the known names."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from brite_lib.errors import InputError
-from brite_lib.params.base import NonNegativeInt, PositiveInt, Strict, suggestion
+from brite_lib.params.base import NonNegativeInt, PositiveInt, Strict, read_mapping, suggestion
 
 STUDENT_METHODS = ("student", "distil_sft", "distil_rs", "distil_brite")  # of the experiment's other base model
 METHODS = (
@@ -107,11 +107,11 @@ def load_experiment(path: str | Path) -> Experiment:
     from brite_lib.stages import plan
 
     path = Path(path)
-    values = _read_mapping(path)
+    values = _read_experiment(path)
     if (extended := values.pop("extends", None)) is not None:
         if not isinstance(extended, str):
             raise InputError(f"{path}: extends: must name one file (got {extended!r})")
-        base = _read_mapping(path.parent / extended)
+        base = _read_experiment(path.parent / extended)
         if "extends" in base:
             raise InputError(f"{path}: extends: {extended} extends another file itself; one level is all there is")
         values = _merged(base, values)
@@ -120,20 +120,11 @@ def load_experiment(path: str | Path) -> Experiment:
     return experiment
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
+def _read_experiment(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = suggestion(path.name, [p.name for p in path.parent.glob("*.yaml")])
         raise InputError(f"{path}: no such experiment file{near}")
-    try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: must be a mapping of settings, found {type(values).__name__}")
-    return values
+    return read_mapping(path, "settings")
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

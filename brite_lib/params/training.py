@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
-from brite_lib.params.base import PositiveInt, resolve_path
+from brite_lib.params.base import PositiveInt, read_mapping, resolve_path
 from brite_lib.params.stage import ModelStageParams
 
 
@@ -80,16 +80,10 @@ def read_accelerate_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: one sentence naming the file, if it is missing or something else.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     if not path.is_file():
         raise ValueError(f"accelerate_config: there is no file {path}")
-    try:
-        settings = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"accelerate_config: {path} is no YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict) or "distributed_type" not in settings:
+    settings = read_mapping(path, "accelerate's settings", f"accelerate_config: {path}")
+    if "distributed_type" not in settings:
         raise ValueError(f"accelerate_config: {path} is no configuration of accelerate, it has no distributed_type")
     return settings
 
