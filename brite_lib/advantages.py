@@ -24,7 +24,7 @@ def token_rewards(log_prob: Tensor, reference_log_prob: Tensor, terminal: Tensor
         (B, T) rewards. Their row sum is terminal − c·log Q(z)/P_θ(z), the single-sample ELBO at c = 1.
     """
     rewards = -kl_coef * (log_prob - reference_log_prob) * mask
-    last = mask.sum(1) - 1
+    last = mask.cumsum(1).argmax(1)  # the first place at which all actions are counted
     rewards[torch.arange(len(rewards)), last] += terminal
     return rewards
 

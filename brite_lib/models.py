@@ -63,7 +63,7 @@ def load_policy(
     torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(torch_dtype, torch.dtype):
         raise InputError(f"dtype: {dtype!r} is none; known: auto, float32, bfloat16, float16")
-    if isinstance(lora, dict):
+    if lora is not None:
         lora = LoraParams.parse(lora, where="lora")
     if base := adapter_base(name_or_path):
         name_or_path, adapter = base, name_or_path

@@ -92,7 +92,7 @@ class RationaleTemplate:
 
     Args:
         tokenizer: a fast Hugging Face tokenizer.
-        formats: the texts; default: the ``chat`` preset.
+        formats: the texts; None: what ``auto`` means for the directory that the tokenizer came from.
 
     Raises:
         InputError: if the tokenizer has no end token, no chat template where one is asked for, or one that refuses ``system``.
@@ -100,7 +100,7 @@ class RationaleTemplate:
 
     def __init__(self, tokenizer: Any, formats: TemplateFormats | None = None):
         self.tokenizer = tokenizer
-        self.formats = formats or PRESETS["chat"]
+        self.formats = formats or _automatic(tokenizer, tokenizer.name_or_path)
         has_chat = getattr(tokenizer, "chat_template", None) is not None
         self.chat = has_chat if self.formats.chat == "auto" else bool(self.formats.chat)
         if self.chat and not has_chat:
@@ -119,10 +119,7 @@ class RationaleTemplate:
         if isinstance(template, dict):
             return cls(tokenizer, TemplateFormats.parse(template, where="template"))
         if template == "auto":
-            path = resolve_path(model) / FILE_NAME
-            if path.is_file():
-                return cls(tokenizer, TemplateFormats.parse(json.loads(path.read_text(encoding="utf-8")), where=str(path)))
-            template = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+            return cls(tokenizer, _automatic(tokenizer, model))
         if template not in PRESETS:
             raise InputError(f"template: {template!r} is unknown{suggestion(template, ['auto', *PRESETS])}")
         return cls(tokenizer, PRESETS[template])
@@ -252,3 +249,11 @@ class RationaleTemplate:
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
         end = next((token for token in self._encode(after) if token in special), self.tokenizer.eos_token_id)
         return lead if lead.isspace() else "", end
+
+
+def _automatic(tokenizer: Any, model: str | Path) -> TemplateFormats:
+    """The texts that lie beside a model, else ``chat`` or ``plain``."""
+    path = resolve_path(model) / FILE_NAME
+    if path.is_file():
+        return TemplateFormats.parse(json.loads(path.read_text(encoding="utf-8")), where=str(path))
+    return PRESETS["chat" if getattr(tokenizer, "chat_template", None) else "plain"]

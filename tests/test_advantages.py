@@ -21,6 +21,11 @@ def test_token_rewards():
     assert exported is token_rewards
 
 
+def test_the_terminal_reward_stands_on_the_last_action_wherever_actions_begin():
+    nothing, mask = torch.zeros(2, 3), torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, 0.0]])
+    assert token_rewards(nothing, nothing, torch.tensor([-4.0, -6.0]), mask).tolist() == [[0, 0, -4], [0, -6, 0]]
+
+
 def test_gae_with_lambda():
     rewards = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]])
     values = torch.tensor([[0.5, 1.0, 1.5], [1.0, 2.0, 9.0]])  # 9 stands in the padding and must not leak in

@@ -74,7 +74,11 @@ def test_bad_directories_are_named(tmp_path):
     assert adapted.peft_config["default"].r == 2 and adapted.get_base_model().lm_head.weight.dtype == torch.bfloat16
     with pytest.raises(InputError, match=r"adapter: .*adapter_config\.json"):
         load_policy("assets/tiny-base", adapter=tmp_path / "empty", device="cpu")
-    for settings, words in (({"dtype": "float23"}, "dtype: 'float23' is none"), ({"lora": {"rank": 4}}, "lora: rank: is no parameter")):
+    for settings, words in (
+        ({"dtype": "float23"}, "dtype: 'float23' is none"),
+        ({"lora": {"rank": 4}}, "lora: rank: is no parameter"),
+        ({"lora": LoraConfig(r=4)}, "lora: Input should be a valid dictionary or instance of LoraParams"),
+    ):
         with pytest.raises(InputError, match=words):
             load_policy("assets/tiny-base", device="cpu", **settings)
     with pytest.raises(InputError, match="device: 'cudda' cannot be used here"):

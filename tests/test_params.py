@@ -58,11 +58,11 @@ def test_small_numbers_in_yaml(tmp_path, spelling):
     ("changes", "parts"),
     [
         ({"psi": "{stepz: 3}"}, ["psi: stepz", "did you mean 'steps'"]),
-        ({"theta": "{lora: {rank: 8}}"}, ["theta: lora.rank", "is no parameter"]),
+        ({"theta": "{lora: {rank: 8}}"}, ["theta: lora: rank: is no parameter of LoraParams"]),
         ({"common": "{max_rationale_token: 3}"}, ["common: max_rationale_token", "did you mean 'max_rationale_tokens'"]),
         ({"common": "{batch_size: many}"}, ["common: batch_size", '"many"']),
         ({"methodz": "[base]"}, ["methodz", "did you mean 'methods'"]),
-        ({"tasks": "[{name: toy, dat: toy}]"}, ["tasks.0"]),
+        ({"tasks": "[{name: toy, dat: toy}]"}, ["tasks.0: dat: is no parameter of TaskParams; did you mean 'data'?"]),
         ({"psi": "{steps: -1}"}, ["psi: steps", "greater than 0", "-1"]),
         ({"psi": "{steps: 0}"}, ["psi: steps"]),
         ({"psi": "{steps: 2.5}"}, ["psi: steps", "2.5"]),
@@ -90,6 +90,11 @@ def test_one_sentence(tmp_path, changes, parts):
     message = sentence(tmp_path, **changes)
     for part in parts:
         assert part in message
+
+
+def test_a_class_called_directly_suggests_names_too():
+    with pytest.raises(ValueError, match="stepz: is no parameter of PsiParams; did you mean 'steps'"):
+        PsiParams(stepz=3)
 
 
 @pytest.mark.parametrize(("name", "reason"), [(300 * "x", "File name too long"), ("~nobody-here/x", "Could not determine home directory")])

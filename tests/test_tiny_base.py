@@ -151,7 +151,7 @@ def test_the_committed_tokenizer_is_the_one_that_the_code_makes(template):
     assert tokenizer(EVERY_TOKEN)["input_ids"] == template.tokenizer(EVERY_TOKEN)["input_ids"]
     assert tokenizer.get_vocab() == template.tokenizer.get_vocab() and tokenizer.unk_token_id not in tokenizer(EVERY_TOKEN)["input_ids"]
     assert tokenizer.decode(tokenizer(EVERY_TOKEN)["input_ids"][1:]) == EVERY_TOKEN
-    assert RationaleTemplate.load(tokenizer, "auto", COMMITTED).formats == tiny_base.FORMATS
+    assert RationaleTemplate.load(tokenizer, "auto", COMMITTED).formats == RationaleTemplate(tokenizer).formats == tiny_base.FORMATS
 
 
 def test_the_committed_model_is_small_safe_and_as_its_record_says():

@@ -2,11 +2,10 @@
 
 import difflib
 import json
-import typing
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from brite_lib.errors import InputError
 
@@ -67,6 +66,15 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_names(cls, values: Any) -> Any:
+        """As pydantic would, but in a sentence that suggests the nearest name."""
+        for name in values if isinstance(values, dict) else ():
+            if name not in cls.model_fields:
+                raise ValueError(f"{name}: is no parameter of {cls.__name__}{suggestion(str(name), cls.model_fields)}")
+        return values
+
     @classmethod
     def parse(cls, values: dict[str, Any], where: str = "") -> Self:
         """Validate ``values``.
@@ -77,7 +85,7 @@ class Strict(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError(_sentence(cls, error, where)) from None
+            raise InputError(_sentence(error, where)) from None
 
     def difference(self) -> dict[str, Any]:
         """The settings that are not the default, ready for JSON."""
@@ -113,27 +121,11 @@ def suggestion(name: str, known: Any) -> str:
     return f"; did you mean {near[0]!r}?" if near else (f"; known: {', '.join(known)}" if known else "")
 
 
-def _sentence(cls: type[Strict], error: ValidationError, where: str) -> str:
+def _sentence(error: ValidationError, where: str) -> str:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        problem = f"is no parameter of {cls.__name__}{suggestion(str(first['loc'][-1]), _fields(cls, first['loc'][:-1]))}"
-    elif first["type"] == "missing":
-        problem = "is missing"
-    else:
-        problem = first["msg"].removeprefix("Value error, ")
-        if key:
-            problem += f" (got {json.dumps(first['input'], default=str)[:80]})"
+    problem = "is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+    if key and first["type"] != "missing":
+        problem += f" (got {json.dumps(first['input'], default=str)[:80]})"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return ": ".join(part for part in (where, key, problem) if part) + more
-
-
-def _fields(cls: type[Strict], place: tuple[int | str, ...]) -> Any:
-    """The names that are known at a place inside a nested mapping or list."""
-    for part in place:
-        if part in cls.model_fields:
-            inner = [cls.model_fields[part].annotation]
-            while inner and not (isinstance(inner[0], type) and issubclass(inner[0], Strict)):
-                inner = inner[1:] + list(typing.get_args(inner[0]))
-            cls = inner[0] if inner else cls
-    return cls.model_fields
