@@ -28,9 +28,9 @@ CSS = """
 .brite-live figcaption b{opacity:1;font-variant-numeric:tabular-nums;float:right;margin-left:1em}
 .brite-live svg text{font-size:9px;fill:currentColor;opacity:.75}
 .brite-live table{font:inherit}
-.brite-live th{text-align:left;opacity:.75;font-weight:normal}
-.brite-live td{text-align:left;vertical-align:top;padding:2px 12px 2px 0;overflow-wrap:anywhere;white-space:pre-wrap}
-.brite-live td:first-child{white-space:nowrap;font-variant-numeric:tabular-nums}
+.brite-live table th{text-align:left;opacity:.75;font-weight:normal}
+.brite-live table td{text-align:left;vertical-align:top;padding:2px 12px 2px 0;overflow-wrap:anywhere;white-space:pre-wrap}
+.brite-live table td:first-child{white-space:nowrap;font-variant-numeric:tabular-nums}
 """
 
 

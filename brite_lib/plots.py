@@ -38,7 +38,15 @@ STYLE = {
 PALETTE = sns.color_palette("colorblind")
 GREY = "#8c8c8c"
 STEPS_SEEN = 30  # more points than this in a small panel are a blur
-STYLE_COLOURS = dict(zip((*STYLES, "other", "unfinished"), (PALETTE[0], PALETTE[1], PALETTE[4], GREY, "#cccccc"), strict=True))
+# Of one hue that no method has, the more careful the darker: a method's colour would say that the style is the method's.
+STYLE_COLOURS = dict(zip((*STYLES, "other", "unfinished"), ("#3f4b14", "#8a9a3c", "#ccd79a", "#9a9a9a", "#cccccc"), strict=True))
+UNITS = {
+    **dict.fromkeys(("elbo", "kl", "reward/answer_log_prob"), "nats"),
+    "entropy": "nats per token",
+    "rationale_length": "tokens",
+    "finished": "share",
+    "validation/pass@1": "share",
+}
 
 
 @contextmanager
@@ -94,7 +102,8 @@ def training_curves(
     for ax, (name, method) in zip(axes, panels, strict=True):
         here = [one for one in lines if one[2].get(name) is not None and method in ("", one[0].partition("_round")[0])]
         logged = [{"run": label, "file": number, "step": line["step"], "value": line[name]} for label, number, line in here]
-        ax.set_title(f"{name}, {method}" if method else name)
+        heading = f"{name} ({UNITS[name]})" if name in UNITS else name
+        ax.set_title(f"{heading}, {method}" if method else heading)
         if logged:
             table = pd.DataFrame(logged)
             style = {"hue": "run", "palette": colours, "style": "run", "dashes": dashes, "legend": False, "ax": ax}

@@ -45,6 +45,17 @@ def test_training_curves_of_one_file(tmp_path):
     assert (tmp_path / "figures" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_panels_of_metrics_say_their_units(tmp_path):
+    log = write_log(tmp_path / "metrics.jsonl", [3.0, 1.0])
+    figure = plots.training_curves(log, ["loss", "kl", "entropy"])
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["loss", "kl (nats)", "entropy (nats per token)"]
+
+
+def test_a_style_has_no_colour_of_a_method():
+    methods = {to_rgb(plots.colour_of(method)) for method in METHODS}
+    assert not methods & {to_rgb(colour) for colour in plots.STYLE_COLOURS.values()}
+
+
 def test_training_curves_of_seeds_have_mean_and_range(tmp_path):
     logs = [write_log(tmp_path / f"{seed}.jsonl", [1.0 + seed, 2.0 + seed]) for seed in range(3)]
     (ax,) = plots.training_curves(logs, ["loss"]).axes

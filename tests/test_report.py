@@ -127,7 +127,8 @@ def test_greedy_answers_of_one_seed_are_compared_problem_by_problem(tmp_path):
     assert (row["difference"], row["problems"]) == ("brite − rs", 40) and first + second > 0
     assert row["points"] == pytest.approx(100 * (greedy["brite"] - greedy["rs"])) == 100 * (first - second) / 40
     assert row["p"] == pytest.approx(scipy.stats.binomtest(first, first + second).pvalue, abs=1e-4)
-    assert "McNemar" in report.write_html(run, {}, tmp_path / "report.html").read_text(encoding="utf-8")
+    page = report.write_html(run, {}, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "McNemar" in page and f">{row['p']}</td>" in page  # not rounded to one digit
     write_toy_run(tmp_path / "several", seeds=2)
     assert report.one_answer_table(report.load_run(tmp_path / "several"), report.DIFFERENCES).empty
 

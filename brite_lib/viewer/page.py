@@ -89,7 +89,7 @@ def static_table(packed: Packed) -> str:
     heads = "".join(f'<th style="text-align:left">{title}</th>' for title in titles)
     hint = "This is a static table. Where scripts may run (trust the notebook, or open the HTML page) it becomes a browser with filter, "
     return (
-        f"<details><summary>{table.num_rows:,} rationales{more}</summary>\n"
+        f"<details><summary>{_counted(table.num_rows)}{more}</summary>\n"
         f"<p>{hint}heat of every token, differences and tags. {_escaped(packed.note)} Orange: surprising tokens.</p>\n"
         f"<table><thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table></details>"
     )
@@ -98,7 +98,7 @@ def static_table(packed: Packed) -> str:
 def plain_text(packed: Packed, rows: int = 12) -> str:
     """The first rationales for a terminal: verdict, where it is from, text, and one block per token, higher where more surprising."""
     table = packed.table
-    lines = [f"{table.num_rows} rationales" + (f"; {packed.note}" if packed.note else "")]
+    lines = [_counted(table.num_rows) + (f"; {packed.note}" if packed.note else "")]
     for row in table.slice(0, rows).to_pylist():
         lines.append(f"{BADGES[status(row)]:<12} {_label(row)} {_line(row['id'], 40)}: {_line(row['question'], 60)}")
         lines.append(f"    {_line(row['rationale'], 100)}")
@@ -159,6 +159,10 @@ def _blocks(values: np.ndarray) -> str:
 def _label(row: dict[str, Any]) -> str:
     round_ = f" round {row['round']}" if row["round"] > 1 else ""
     return f"{_line(row['source'], 40) or 'unnamed'}{round_} #{row['sample']}"
+
+
+def _counted(rows: int) -> str:
+    return f"{rows:,} rationale{'' if rows == 1 else 's'}"
 
 
 def _line(text: str, length: int) -> str:

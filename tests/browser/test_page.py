@@ -102,7 +102,7 @@ def test_the_heat_shows_the_numbers_of_the_table(browse, picture):
     for key in "0124567":
         page.locator(".list").focus()
         page.keyboard.press(key)
-        assert page.locator('[role="radio"][aria-checked="true"]').get_attribute("title") == key
+        assert page.locator('[role="radio"][aria-checked="true"]').get_attribute("title") == f"key {key}"
         picture(page, f"channel-{key}")
     assert not page.errors
 
@@ -286,6 +286,30 @@ def test_every_state_fits_and_is_accessible(browse, picture, serious, theme, wid
         assert page.evaluate("document.scrollingElement.scrollWidth") <= width, state
         assert serious(page) == [], state
     assert not page.errors
+
+
+@pytest.mark.parametrize("width", [1000, 860])  # 860: in the report
+def test_ids_and_counts_of_problems_are_not_cut(browse, width):
+    page = browse([row | {"id": f"gsm8k-test-{row['id'][-5:]}"} for row in ROWS], width=width)
+    for part in (".label", ".told"):
+        texts = page.locator(f".line.problem {part}").evaluate_all("all => all.map((e) => [e.textContent, e.scrollWidth <= e.clientWidth + 1])")
+        assert texts and all(whole for _, whole in texts), texts
+    told = page.locator(".line.problem .told").first
+    assert told.bounding_box()["x"] + told.bounding_box()["width"] <= page.locator(".list").bounding_box()["x"] + page.locator(".list").bounding_box()["width"]
+
+
+def test_pass_rates_fit_a_telephone(browse):
+    page = browse(ROWS, width=400)
+    at_list(page, ungrouped=False)
+    press(page, "p")
+    assert page.locator("dialog").evaluate("e => e.scrollWidth <= e.clientWidth")
+    heights = page.locator(".rates tbody td").evaluate_all("all => all.map((e) => e.clientHeight)")
+    assert max(heights) < 2 * min(heights)  # "100.0 %" is on one line
+
+
+def test_one_rationale_is_one(browse):
+    page = browse(ROWS[:1])
+    assert page.locator(".count").inner_text().startswith("1 rationale · 1 problem")
 
 
 def test_damaged_pages_say_so_in_one_sentence(browse, tmp_path, visit):

@@ -2,6 +2,11 @@
 
 const NEEDED = ["rows", "vocab", "tokens", "ids"];
 
+// What a person reads for a column of numbers; the filter calls it by its name.
+export const TITLES = {
+  num_tokens: "tokens", psi: "Σ log P_ψ", theta: "Σ log P_θ", ratio: "Σ log-ratio", kl: "Σ KL", logp_answer: "log P(y*|x,z)", elbo: "ELBO, one sample", reward: "reward",
+};
+
 function fromBase64(text) {
   if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
   const characters = atob(text);

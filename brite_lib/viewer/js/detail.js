@@ -1,6 +1,6 @@
 // One rationale: question, answers, tokens with their heat, tags and note; or two rationales, word by word.
 
-import { passAtK } from "./data.js";
+import { TITLES, passAtK } from "./data.js";
 import { wordDiff } from "./diff.js";
 import { h, number, percent, plural, short, visible } from "./dom.js";
 import { available, legend, tokenCard, tokenSpans } from "./heat.js";
@@ -28,8 +28,8 @@ function heading(view, i) {
   return h("header", { class: "heading" }, h("h2", {}, short(view.table.label(i))), badge(view.table.status(i)),
     h("span", { class: "muted" }, short(view.table.value(i, "id"), 200)),
     h("span", { class: "spring" }),
-    h("button", { type: "button", "aria-pressed": String(view.marked.has(i)), title: "x", onclick: () => view.mark() }, "Select"),
-    partner ? h("button", { type: "button", "aria-pressed": String(view.comparing), title: "d", onclick: () => view.compare() }, "Compare") : null);
+    h("button", { type: "button", "aria-pressed": String(view.marked.has(i)), title: "key x", onclick: () => view.mark() }, "Select"),
+    partner ? h("button", { type: "button", "aria-pressed": String(view.comparing), title: "key d", onclick: () => view.compare() }, "Compare") : null);
 }
 
 function question(view, i) {
@@ -52,7 +52,7 @@ function channelSwitch(view) {
   const channels = view.table.tokenCount(view.items[view.active].row) ? available(view.table) : [];
   if (!channels.length) return null;
   const button = (channel, title, key) =>
-    h("button", { type: "button", role: "radio", "aria-checked": String(view.channel === channel), tabindex: view.channel === channel ? "0" : "-1", title: key, onclick: () => view.setChannel(channel) }, title);
+    h("button", { type: "button", role: "radio", "aria-checked": String(view.channel === channel), tabindex: view.channel === channel ? "0" : "-1", title: `key ${key}`, onclick: () => view.setChannel(channel) }, title);
   return h("div", { class: "switch", role: "radiogroup", "aria-label": "Colour of the tokens", onkeydown: (event) => moveInGroup(event) },
     button(null, "text", "0"), channels.map((channel) => button(channel, channel.title, channel.key)));
 }
@@ -142,9 +142,8 @@ function comparison(view, i) {
 const predicted = (table, i) => h("p", { class: "small" }, "predicted ", h("code", {}, visible(table.value(i, "prediction") ?? "none")));
 
 function numbers(view, i) {
-  const names = { num_tokens: "tokens", psi: "Σ log P_ψ", theta: "Σ log P_θ", ratio: "Σ log-ratio", kl: "Σ KL", logp_answer: "log P(y*|x,z)", elbo: "ELBO, one sample", reward: "reward" };
-  const known = new Set([...Object.keys(names), "round", "sample", "seed"]);
-  const shown = Object.entries(names).map(([name, title]) => [title, view.table.value(i, name)]);
+  const known = new Set([...Object.keys(TITLES), "round", "sample", "seed"]);
+  const shown = Object.entries(TITLES).map(([name, title]) => [title, view.table.value(i, name)]);
   for (const [name, { kind, get }] of view.table.columns) if (kind === "number" && !known.has(name)) shown.push([name, get(i)]);
   return h("dl", { class: "numbers" }, shown.filter(([, value]) => value !== null).map(([title, value]) => h("div", {}, h("dt", {}, visible(title)), h("dd", {}, number(value)))));
 }

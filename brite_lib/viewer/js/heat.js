@@ -6,14 +6,16 @@ import { h, number, visibleToken } from "./dom.js";
 const BLUE = "33, 102, 172", ORANGE = "203, 96, 4";
 
 export const CHANNELS = [
-  { key: "1", name: "psi", title: "log P_ψ", needs: ["psi"], kind: "low", about: "log-probability under ψ; strong: surprising" },
-  { key: "2", name: "theta", title: "log P_θ", needs: ["theta"], kind: "low", about: "log-probability under θ; strong: surprising" },
+  { key: "1", name: "psi", title: "log P_ψ", needs: ["psi"], kind: "low", about: "log-probability under ψ; the stronger, the more surprising" },
+  { key: "2", name: "theta", title: "log P_θ", needs: ["theta"], kind: "low", about: "log-probability under θ; the stronger, the more surprising" },
   { key: "3", name: "ratio", title: "log-ratio", needs: ["psi", "theta"], kind: "both", about: "log P_ψ − log P_θ; blue: ψ likes it more" },
   { key: "4", name: "kl", title: "KL", needs: ["psi", "theta"], kind: "high", about: "KL(ψ‖θ) at this token, k3 estimate" },
   { key: "5", name: "reward", title: "reward", needs: ["psi", "theta"], kind: "both", about: "log P_θ − log P_ψ, on the last token also log P(y*|x,z)" },
-  { key: "6", name: "advantage", title: "advantage", needs: ["advantage"], kind: "both", about: "advantage as stored" },
+  { key: "6", name: "advantage", title: "advantage", needs: ["advantage"], kind: "both", about: "advantage as stored; blue: better than the baseline" },
   { key: "7", name: "value", title: "value", needs: ["value"], kind: "both", about: "the critic's value as stored" },
 ];
+
+const PROBABILITIES = { psi: "P_ψ", theta: "P_θ" };
 
 export function available(table) {
   return CHANNELS.filter(({ needs }) => needs.every((name) => name in table.channels));
@@ -72,7 +74,7 @@ export function legend(table, channel) {
   bar.style.background = `linear-gradient(to right, ${stops.map((stop) => colour(stop, end, channel.kind)).join(", ")})`;
   const labels = stops.map((stop, at) => (at === 0 && stop < 0 ? "≤ " : at === stops.length - 1 && stop > 0 ? "≥ " : "") + number(stop, 2));
   const errors = channel.needs.map((name) => table.channels[name].error);
-  const stored = `stored to ±${number(errors.reduce((sum, error) => sum + error, 0), 2)}`;
+  const stored = `exact to ±${number(errors.reduce((sum, error) => sum + error, 0), 2)}`;
   return h("div", { class: "legend" }, h("span", { class: "scale" }, bar, h("span", { class: "ends" }, labels.map((label) => h("span", {}, label)))),
     h("span", {}, `${channel.about}; ${stored}`));
 }
@@ -82,12 +84,13 @@ export function tokenCard(table, i, place) {
   const t = table.offsets[i] + place;
   const code = table.tokenCodes[t];
   const id = table.tokenIds ? `id ${table.tokenIds[code]}, ` : "";
-  const numbers = available(table).map(({ name, title }) => [title, tokenValue(table, i, t, name)]);
+  const numbers = available(table).flatMap(({ name, title }) => {
+    const value = tokenValue(table, i, t, name);
+    return name in PROBABILITIES ? [[title, value], [PROBABILITIES[name], Math.exp(value)]] : [[title, value]];
+  });
   const shown = visibleToken(table.vocabulary[code]);
   return [
     h("div", { class: "card-title" }, h("code", {}, shown.length > 60 ? `${shown.slice(0, 60)}…` : shown), h("span", {}, `${id}token ${place + 1} of ${table.tokenCount(i)}`)),
-    h("dl", {}, numbers.map(([title, value]) => [h("dt", {}, title), h("dd", {}, number(value))]),
-      "psi" in table.channels ? [h("dt", {}, "P_ψ"), h("dd", {}, number(Math.exp(table.stored("psi", t))))] : null,
-      "theta" in table.channels ? [h("dt", {}, "P_θ"), h("dd", {}, number(Math.exp(table.stored("theta", t))))] : null),
+    h("dl", {}, numbers.map(([title, value]) => [h("dt", {}, title), h("dd", {}, number(value))])),
   ];
 }

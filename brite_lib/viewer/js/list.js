@@ -70,8 +70,8 @@ export class RationaleList {
     const judged = rows.filter((i) => table.value(i, "correct") !== null);
     const right = judged.filter((i) => table.value(i, "correct")).length;
     const k = judged.length >= 4 ? 4 : 2;
-    const rate = judged.length >= k && judged.length > 1 ? ` · pass@${k} ${percent(passAtK(judged.length, right, k))}` : "";
-    const told = judged.length ? `${right} of ${judged.length} correct${rate}` : `${rows.length} not judged`;
+    const rate = judged.length >= k ? h("span", { class: "rate" }, ` · pass@${k} ${percent(passAtK(judged.length, right, k))}`) : null;
+    const told = judged.length ? [`${right} of ${judged.length} correct`, rate] : `${rows.length} not judged`;
     return h("div", { role: "option", class: "line problem", "aria-selected": "false" },
       h("div", { class: "top" }, h("span", { "aria-hidden": "true" }, closed ? "▸" : "▾"), h("span", { class: "label" }, short(problem)),
         h("span", { class: "spoken" }, closed ? "closed" : "open"), h("span", { class: "told" }, told)),

@@ -133,9 +133,9 @@ class Viewer {
     const judged = this.rows.filter((i) => correct(i) !== null);
     const right = judged.filter((i) => correct(i)).length;
     const problems = new Set(this.rows.map(id)).size;
-    const of = this.rows.length === table.count ? "" : ` of ${table.count.toLocaleString("en")}`;
+    const shown = this.rows.length === table.count ? plural(table.count, "rationale") : `${this.rows.length.toLocaleString("en")} of ${plural(table.count, "rationale")}`;
     this.count.textContent = [
-      `${this.rows.length.toLocaleString("en")}${of} rationales`, plural(problems, "problem"),
+      shown, plural(problems, "problem"),
       judged.length ? `${percent(right / judged.length)} correct` : null, this.marked.size ? `${this.marked.size} selected` : null,
     ].filter(Boolean).join(" · ");
     bar.direction.textContent = this.sort.down ? "↓" : "↑";
