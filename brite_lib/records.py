@@ -192,6 +192,22 @@ class Stage:
         print(f"{self.name}: finished in {seconds:.1f} s, peak memory {record['peak_rss_gib']:.2f} GiB; {_key(path)}")
 
 
+def stage_directories(run_dir: Path) -> list[Path]:
+    """The directories of a run's stages, finished or not.
+
+    Those that its experiment has now, by the ``stages.json`` of :mod:`brite_lib.run`: what an earlier version of the file left (a seed, a
+    method, other settings) is not mixed into its results. Without that file, all there are.
+    """
+    listed = run_dir / "stages.json"
+    keys = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else None
+    return [place for place in sorted(run_dir.glob("seed*/*/")) if keys is None or place.relative_to(run_dir).as_posix() in keys]
+
+
+def finished_stages(run_dir: Path) -> list[Path]:
+    """The ``stage.json`` of each finished stage of a run."""
+    return [path for place in stage_directories(run_dir) if (path := place / "stage.json").is_file()]
+
+
 def checked_digest(path: Path) -> str:
     """SHA-256 of a file or directory, after comparing it with the record of the stage that wrote it, if it lies beside one.
 

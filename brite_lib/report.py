@@ -23,7 +23,7 @@ from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text
 from brite_lib.params import is_toy, method_order, resolve_path
 from brite_lib.pipeline_graph import draw, stage_graph
-from brite_lib.records import read_metrics, read_record
+from brite_lib.records import finished_stages, read_metrics, read_record
 from brite_lib.report_notes import FIGURE_NOTES, METHOD_NOTES
 from brite_lib.results import collect
 from brite_lib.run_tables import (
@@ -119,7 +119,7 @@ def load_run(run_dir: str | Path, title: str = "") -> Run:
     rows = collect(directory)
     if not rows:
         raise InputError(f"run_dir: {run_dir}: has no finished evaluation below seed*/, there is nothing to report")
-    records = {path.parent.relative_to(directory).as_posix(): read_record(path) for path in sorted(directory.glob("seed*/**/stage.json"))}
+    records = {path.parent.relative_to(directory).as_posix(): read_record(path) for path in finished_stages(directory)}
     return Run(directory, title or directory.resolve().name, rows, records)
 
 

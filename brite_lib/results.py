@@ -15,7 +15,7 @@ from brite_lib import harness
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_path, atomic_write_text
 from brite_lib.params import method_order, resolve_path
-from brite_lib.records import checked_digest, read_record
+from brite_lib.records import checked_digest, finished_stages, read_record
 from brite_lib.stats import bootstrap_ci, majority_at_k, pass_at_k, t_interval, wilson_interval
 from brite_lib.tables import read_predictions
 
@@ -25,7 +25,7 @@ METRIC_ORDER = ("pass@1", "greedy")  # then maj@k
 
 
 def collect(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The rows of ``results.json``, from all finished evaluations below ``run_dir/seed*``.
+    """The rows of ``results.json``, from all finished evaluations of the run.
 
     ``values`` has one accuracy per seed: ``pass@1`` over the samples at a temperature above 0 (the presets use 1),
     ``maj@k`` over the same k samples, ``greedy`` at temperature 0. What could not be judged counts as wrong. With one seed
@@ -41,7 +41,7 @@ def collect(run_dir: str | Path) -> list[dict[str, Any]]:
     """
     run_dir = resolve_path(run_dir)
     evaluations: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
-    for path in sorted(run_dir.glob("seed*/**/stage.json")):
+    for path in finished_stages(run_dir):
         record = read_record(path)
         if not {"method", "benchmark"} <= record["params"].keys():
             continue
@@ -102,7 +102,9 @@ def _interval(per_seed: Sequence[NDArray[np.float64]]) -> tuple[float, float, fl
 
 def _harness_rows(run_dir: Path) -> list[dict[str, Any]]:
     found: dict[tuple[str, str, str], dict[int, tuple[Path, dict[str, Any]]]] = defaultdict(dict)
-    for path in sorted(run_dir.glob("seed*/harness_*/stage.json")):
+    for path in finished_stages(run_dir):
+        if not path.parent.name.startswith("harness_"):
+            continue
         record, numbers = read_record(path), path.with_name(harness.FILE_NAME)
         checked_digest(numbers)
         for row in json.loads(numbers.read_text(encoding="utf-8"))["rows"]:

@@ -21,7 +21,7 @@ from typing import TextIO
 
 from brite_lib.cluster import runs_on_cluster
 from brite_lib.errors import InputError
-from brite_lib.files import is_full, remove_temporary
+from brite_lib.files import atomic_write_text, is_full, remove_temporary
 from brite_lib.fingerprint import code_fingerprint
 from brite_lib.harness import require_harness
 from brite_lib.lifeline import end_processes
@@ -143,6 +143,12 @@ def run(
     remove_temporary(run_dir)
     done = sum((spec.directory / "stage.json").exists() for spec in stages)
     print(f"{experiment.name}: {len(stages)} stages, {done} done before; log: {_shown(run_dir / 'snakemake.log')}", flush=True)
+    if not RUNS_NOTHING & set(snakemake_options):
+        atomic_write_text(run_dir / "stages.json", json.dumps([spec.key for spec in stages], indent=0) + "\n")
+        left = sorted({path.parent for path in run_dir.glob("seed*/*/stage.json")} - {spec.directory for spec in stages})
+        if left:
+            names = ", ".join(path.relative_to(run_dir).as_posix() for path in left)
+            print(f"note: no stages of this experiment now, so they are kept but not reported: {names}", flush=True)
     started = time.time()
     try:
         code = _snakemake(path, run_dir, cores, snakemake_options, on_cluster)

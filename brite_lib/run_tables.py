@@ -9,6 +9,7 @@ import pandas as pd
 from brite_lib.forecast import number_of_problems, passes, rationales_per_problem, token_bounds
 from brite_lib.params import StageParams, method_order
 from brite_lib.quality import perplexity
+from brite_lib.records import stage_directories
 from brite_lib.stages import SECTIONS
 from brite_lib.stats import mcnemar
 from brite_lib.tables import read_predictions, read_rationales
@@ -155,7 +156,7 @@ def hash_table(run: "Run") -> pd.DataFrame:
 def unfinished(run: "Run") -> dict[str, str]:
     """Why a stage that was started is not in the run: the sentence that it failed with, if it could leave one."""
     found = {}
-    for directory in sorted(run.dir.glob("seed*/*/")):
+    for directory in stage_directories(run.dir):
         if not (directory / "stage.json").is_file():
             error = directory / "error.txt"
             reason = error.read_text(encoding="utf-8").strip() if error.is_file() else "not finished"

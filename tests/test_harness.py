@@ -74,7 +74,8 @@ def test_several_benchmarks_of_the_base_model_need_one_stage():
 
 
 def test_without_the_package_a_run_ends_at_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "lm_eval" else find(name, *more))
     path = tmp_path / "x.yaml"
     path.write_text("{name: test-harness, methods: [base], harness_tasks: [bbh], tasks: [{name: t, data: 'toy:easy'}]}")
     assert run.main([str(path)]) == 2

@@ -117,7 +117,10 @@ def test_bin_only_and_empty_model_directories(tmp_path):
         load_experiment(path)
 
 
-@pytest.mark.parametrize(("text", "part"), [("name: [", "not a YAML file"), ("3", "must be a mapping"), ("a: 1\na: 2", "not a YAML file")])
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("name: [", "not a YAML file"), ("3", "must be a mapping"), ("# x", "found nothing"), ("a: 1\na: 2", "not a YAML file")],
+)
 def test_unreadable_files(tmp_path, text, part):
     path = tmp_path / "x.yaml"
     path.write_text(text)
@@ -128,6 +131,8 @@ def test_unreadable_files(tmp_path, text, part):
 def test_a_missing_file_suggests_its_neighbour():
     with pytest.raises(InputError, match=r"no such experiment file; did you mean 'tiny\.yaml'"):
         load_experiment(PROJECT_ROOT / "params/tinny.yaml")
+    with pytest.raises(InputError, match="params: is a directory, not an experiment file"):
+        load_experiment(PROJECT_ROOT / "params")
 
 
 @pytest.mark.parametrize("option", [[], ["--plan"]])

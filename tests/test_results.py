@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from brite_lib.errors import InputError
+from brite_lib.records import finished_stages
 from brite_lib.results import COLUMNS, collect, write_results
 from brite_lib.tables import PREDICTIONS, write_table
 
@@ -121,6 +122,15 @@ def test_unfinished_evaluations_are_left_out_and_bad_ones_named(tmp_path):
     (run / "seed1" / "eval_brite" / "predictions.parquet").unlink()
     with pytest.raises(InputError, match=r"predictions.parquet: is missing"):
         collect(run)
+
+
+def test_what_the_experiment_has_no_longer_is_left_out(tmp_path):
+    run = tmp_path / "run"
+    write_run(run)
+    write_evaluation(run / "seed1" / "eval_brite", run, "brite", [[True]], [True], seed=1)  # of other settings
+    (run / "stages.json").write_text(json.dumps(["seed0/brite_psi", "seed0/brite", "seed0/eval_brite", "seed0/eval_later"]))
+    assert {(row["method"], *row["seeds"]) for row in collect(run)} == {("brite", 0)}
+    assert [path.parent.name for path in finished_stages(run)] == ["brite", "brite_psi", "eval_brite"]
 
 
 def test_unequal_samples_are_an_error(tmp_path):

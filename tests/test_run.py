@@ -125,6 +125,13 @@ def test_run_then_nothing_then_what_changed(project):
     assert code == 0
     assert {line.split()[1] for line in output.splitlines() if "started" in line} == {"seed0/eval_base:", "seed0/eval_brite:", "report:"}
 
+    (project / "pretend.yaml").write_text(EXPERIMENT.replace("[base, brite]", "[base]"))
+    code, output, _ = run(project)
+    assert code == 0
+    assert {line.split()[1] for line in output.splitlines() if "started" in line} == {"report:"}
+    assert "not reported: seed0/brite, seed0/brite_psi, seed0/eval_brite\n" in output
+    assert json.loads((run_dir / "stages.json").read_text()) == ["seed0/eval_base"]
+
 
 def test_an_executed_notebook_keeps_no_bar_of_a_library(project):
     notebook, output = project / "bar.ipynb", project / "executed.ipynb"

@@ -111,7 +111,8 @@ def read_mapping(path: Path, what: str, where: str = "") -> dict[str, Any]:
     except (YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{where}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{where}: must be a mapping of {what}, found {type(values).__name__}")
+        found = "nothing" if values is None else type(values).__name__
+        raise InputError(f"{where}: must be a mapping of {what}, found {found}")
     return values
 
 

@@ -121,6 +121,8 @@ def load_experiment(path: str | Path) -> Experiment:
 
 
 def _read_experiment(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory, not an experiment file")
     if not path.is_file():
         near = suggestion(path.name, [p.name for p in path.parent.glob("*.yaml")])
         raise InputError(f"{path}: no such experiment file{near}")

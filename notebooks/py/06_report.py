@@ -13,7 +13,7 @@
 # %% [markdown]
 # # 06 · Report
 #
-# Reads every finished stage below `outputs/<run>/` and says what came out: accuracy with intervals, how much of
+# Reads every finished stage of the run in `outputs/<run>/` and says what came out: accuracy with intervals, how much of
 # BRiTE's gain over rejection sampling comes from problems that rejection sampling misses, training curves, rationales
 # side by side and what each method cost. It computes nothing that the stages did not record, and writes `results.json`,
 # `results.csv`, `report.html` and `rationales.html`, files that open without a network.
@@ -131,7 +131,8 @@ report.stage_table(run)
 
 # %%
 rows = write_results(run.dir)
-tables = [path for name in ("rationales", "predictions") for path in sorted(run.dir.glob(f"seed*/*/{name}.parquet"))]
+places = [run.dir / key / f"{name}.parquet" for name in ("rationales", "predictions") for key in run.records]
+tables = [path for path in places if path.is_file()]
 page = report.write_html(run, pictures, run.dir / "report.html", browser=embedded(tables))
 browser = to_html(tables, run.dir / "rationales.html", title=run.title)
 print(f"{len(rows)} rows in {run.dir / 'results.json'}; report: {page}; all rationales: {browser}")
