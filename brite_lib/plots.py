@@ -45,7 +45,6 @@ UNITS = {
     "entropy": "nats per token",
     "rationale_length": "tokens",
     "finished": "share",
-    "validation/pass@1": "share",
 }
 
 
@@ -102,7 +101,7 @@ def training_curves(
     for ax, (name, method) in zip(axes, panels, strict=True):
         here = [one for one in lines if one[2].get(name) is not None and method in ("", one[0].partition("_round")[0])]
         logged = [{"run": label, "file": number, "step": line["step"], "value": line[name]} for label, number, line in here]
-        heading = f"{name} ({UNITS[name]})" if name in UNITS else name
+        heading = f"{name.removeprefix('reward/')} ({UNITS[name]})" if name in UNITS else name
         ax.set_title(f"{heading}, {method}" if method else heading)
         if logged:
             table = pd.DataFrame(logged)

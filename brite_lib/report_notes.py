@@ -27,7 +27,7 @@ METHOD_NOTES = {
 FIGURE_NOTES = {  # by the beginning of the caption
     "Accuracy": "Bars whose intervals overlap may still differ, as the methods answer the same problems: Differences compares pairs.",
     "Heat map": "Along a row: is a method good everywhere, or on one benchmark only?",
-    "ψ-update": "elbo is the objective and must rise: it is the reward, the likelihood of y*, less the kl that was paid for it. "
+    "ψ-update": "elbo is the objective and must rise: it is the reward (answer_log_prob: the likelihood of y*) less the kl paid for it. "
     "entropy falls, but not to 0. finished stays near 1. A reward that rises while right answers do not is the sign of hedging.",
     "θ-update": "Nats per learned token. A source that writes as θ does starts low and has little to teach token by token; "
     "what changes is how often θ writes so. Compare within a method, not between them.",

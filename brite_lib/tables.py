@@ -126,6 +126,8 @@ def read_parquet(path: str | Path) -> pa.Table:
     Raises:
         InputError: one sentence, if it is missing, truncated or another kind of file.
     """
+    if Path(path).is_dir():
+        raise InputError(f"{path}: is a directory; name a file in it, such as {Path(path) / 'rationales.parquet'}")
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     try:

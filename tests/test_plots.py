@@ -47,8 +47,8 @@ def test_training_curves_of_one_file(tmp_path):
 
 def test_the_panels_of_metrics_say_their_units(tmp_path):
     log = write_log(tmp_path / "metrics.jsonl", [3.0, 1.0])
-    figure = plots.training_curves(log, ["loss", "kl", "entropy"])
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["loss", "kl (nats)", "entropy (nats per token)"]
+    figure = plots.training_curves(log, ["loss", "kl", "reward/answer_log_prob"])
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["loss", "kl (nats)", "answer_log_prob (nats)"]
 
 
 def test_a_style_has_no_colour_of_a_method():

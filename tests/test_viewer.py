@@ -76,7 +76,8 @@ def test_every_kind_of_table_is_read_alike(tmp_path):
         ([ROW, ROW | {"question": None}], "row 2: question: is missing"),
         ([ROW, ROW | {"finished": None}], "row 2: finished: is missing"),
         ([ROW, ROW | {"tokens": ["one", None, "#"]}], "tokens: a token is null"),
-        ([ROW, ROW | {"correct": "yes"}], "row 2: correct: must be bool"),
+        ([ROW, ROW | {"correct": "yes"}], "row 2: correct: must be bool, not 'yes'"),
+        ([ROW, ROW | {"gold": 4}], "row 2: gold: must be string, not 4"),
         ([ROW, 3], "row 2: must be a mapping"),
         (3, "must be a parquet path"),
     ],
@@ -91,10 +92,27 @@ def test_bad_files_are_named(tmp_path):
     path = tmp_path / "rationales.parquet"
     with pytest.raises(InputError, match=r"rationales.parquet: no such file"):
         read_rows(path)
+    with pytest.raises(InputError, match=r"is a directory; name a file in it, such as .*rationales.parquet"):
+        read_rows(tmp_path)
     path.write_bytes(b"PAR1 no parquet")
     with pytest.raises(InputError, match=r"rationales.parquet: is no whole parquet file"):
         to_html(path, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("bad", [float("-inf"), float("nan"), None])
+def test_tokens_without_a_finite_log_probability_are_shown_without_one(bad):
+    one, all_of_them = ROW | {"logp_theta": [bad, -1.0, -1.0]}, ROW | {"logp_psi": [bad] * 3}
+    for row, psi in ((one, [-1.75]), (all_of_them, [None])):
+        packed = pack(read_rows([row]))
+        assert values(packed, "psi") == psi and values(packed, "kl") == [None]
+        assert "1 rationale" in plain_text(packed) and "<table>" in static_table(packed)
+
+
+def test_joiners_are_drawn_only_where_they_hide():
+    family, persian, hidden = "👩\u200d👧", "می\u200cخواهم", "pass\u200dword"
+    for text, drawn in ((family, family), (persian, persian), (hidden, "pass⟨U+200D⟩word"), ("\u200c", "⟨U+200C⟩")):
+        assert drawn in plain_text(pack(read_rows([ROW | {"question": text}])))
 
 
 def test_unknown_columns_of_one_value_are_kept_and_others_left_out():

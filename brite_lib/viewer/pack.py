@@ -135,9 +135,9 @@ def _sums(table: pa.Table, counts: NDArray[np.int32]) -> dict[str, NDArray[np.fl
             flat[name] = _flat(table, column, counts)
             sums[name] = _row_sums(flat[name], counts)
     if len(flat) == 2:
-        ratio = flat["psi"] - flat["theta"]
-        sums["ratio"] = _row_sums(ratio, counts)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # of a token with probability 0: what is not finite is shown as unknown
+            ratio = flat["psi"] - flat["theta"]
+            sums["ratio"] = _row_sums(ratio, counts)
             sums["kl"] = _row_sums(np.exp(-ratio) - 1 + ratio, counts)
         if "logp_answer" in table.column_names:
             sums["elbo"] = table["logp_answer"].cast(pa.float64()).to_numpy() - sums["ratio"]

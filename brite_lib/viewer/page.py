@@ -22,7 +22,10 @@ MODULES = ("dom", "data", "query", "diff", "annotations", "export", "heat", "lis
 STATIC_ROWS, STATIC_TOKENS = 20, 200
 BLOCKS = "▁▂▃▄▅▆▇█"
 BADGES = {"correct": "✓ correct", "wrong": "✗ wrong", "unparsed": "∅ unparsed", "unfinished": "… unfinished", "unjudged": "? not judged"}
-HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+HIDDEN = re.compile(  # the same as in dom.js
+    r"(?<![^\x00-\x7f\u200b-\u200f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f\u200b-\u200f])"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
 
 
 def script() -> str:

@@ -7,6 +7,7 @@ to be sorted and filtered by.
 
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -76,8 +77,8 @@ def _first_misfit(values: list[Any], kind: pa.DataType | None) -> tuple[int, str
     for number, value in enumerate(values, start=1):
         try:
             pa.array([value], kind)
-        except (pa.ArrowException, TypeError, OverflowError, ValueError) as error:
-            return number, f"must be {kind or 'text, a number or a list'}: {str(error).splitlines()[0]}"
+        except (pa.ArrowException, TypeError, OverflowError, ValueError):
+            return number, f"must be {kind or 'text, a number or a list'}, not {textwrap.shorten(repr(value), 80)}"
     return 1, "the rows have values of different types"
 
 

@@ -215,7 +215,8 @@ figures.decay(gaps, {"1/(4T)": 1 / (4 * np.arange(1, 1001))})
 # ## 7 · A census where nothing is guaranteed
 #
 # Random kernels, ranks, verifiers, ridges and starts; the bound is **counted, not asserted**. `own`: violations with θ* the run's
-# own limit; `best`: with the best maximum found; `missed`: runs that end below it. Whoever violates has negative slack.
+# own limit, and their share with its 95 % interval; `own_max` and `own_median`: of the largest T·gap/D of a run; `literal`: violations
+# of the literal index; `best`: with the best maximum found as θ*; `missed`: runs that end below it. Whoever violates has negative slack.
 
 # %%
 census_path = stage.path("census.parquet")
@@ -229,7 +230,8 @@ summary.loc[summary["subset"].str.match("all|ridge|verifier|kernel"), columns].r
 
 # %% [markdown]
 # Only runs whose maximum is *attained* can be held against the theorem. The others: a *saddle* (symmetric starts end there), the M-step or the
-# maximum *at infinity* (no ridge), and *failed*, where a solver gave up and the table's column `error` says why.
+# maximum *at infinity* (no ridge), *undecided*, where `census_steps` were too few, and *failed*, where a solver gave up and the table's
+# column `error` says why.
 
 # %%
 table["status"].value_counts().to_frame("instances")

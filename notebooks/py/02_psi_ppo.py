@@ -189,6 +189,8 @@ show(batch, title="Last batch of training") if batch else "trained before this k
 # On held-out problems, with $K$ rationales each from $Q$: the ELBO and $\log P(y^\star \mid x; \theta)$ by importance sampling.
 # The gap between them estimates $\mathrm{KL}(Q \,\|\, \text{posterior})$: what this E-step has left to do. The effective sample size
 # says how far the likelihood can be trusted; its tokens are no cost of the method. Off unless `monitor_problems` is set.
+# Its names: `…_se` is the standard error over problems, `…_sampling_se` that of the $K$ draws alone; `low_ess` is the share of problems
+# in which a few rationales carry the estimate, `unresolved` counts those without a finished one.
 
 # %%
 monitored = em.monitored(params, template, psi, theta=trainer.reference.model())

@@ -44,7 +44,7 @@ function answers(view, i) {
   const written = at < 0 ? visible(text ?? "") : [visible(text.slice(0, at)), h("mark", {}, visible(prediction)), visible(text.slice(at + prediction.length))];
   return h("dl", { class: "answers" },
     h("div", {}, h("dt", {}, "right answer"), h("dd", {}, h("code", { dir: "auto" }, visible(table.value(i, "gold"))))),
-    h("div", {}, h("dt", {}, "predicted"), h("dd", {}, prediction === null ? h("span", { class: "muted" }, "none") : h("code", { dir: "auto" }, visible(prediction)))),
+    table.columns.has("prediction") && h("div", {}, h("dt", {}, "predicted"), h("dd", {}, prediction === null ? h("span", { class: "muted" }, "none") : h("code", { dir: "auto" }, visible(prediction)))),
     text === null ? null : h("div", { class: "long" }, h("dt", {}, "answer as sampled"), h("dd", { dir: "auto" }, written)));
 }
 
@@ -77,7 +77,7 @@ function rationale(view, i) {
     return h("div", { class: "rationale plain tex", dir: "auto", tabindex: "0", role: "group", "aria-label": "Rationale" }, text);
   }
   const spans = tokenSpans(table, i, channel);
-  const text = h("div", { class: "rationale", dir: "auto", tabindex: "0", role: "group", "aria-label": "Tokens of the rationale; arrow keys move from token to token" }, spans.slice(0, MOST_TOKENS));
+  const text = h("div", { class: "rationale", tabindex: "0", role: "group", "aria-label": "Tokens of the rationale; arrow keys move from token to token" }, spans.slice(0, MOST_TOKENS));
   if (spans.length > MOST_TOKENS) {
     text.append(h("button", { type: "button", onclick: (event) => event.target.replaceWith(...spans.slice(MOST_TOKENS)) }, `${spans.length - MOST_TOKENS} more tokens`));
   }
@@ -139,7 +139,7 @@ function comparison(view, i) {
     h("p", { class: "muted small" }, `${percent(whole ? shared / whole : 1)} of the characters are in both`)];
 }
 
-const predicted = (table, i) => h("p", { class: "small" }, "predicted ", h("code", {}, visible(table.value(i, "prediction") ?? "none")));
+const predicted = (table, i) => table.columns.has("prediction") && h("p", { class: "small" }, "predicted ", h("code", {}, visible(table.value(i, "prediction") ?? "none")));
 
 function numbers(view, i) {
   const known = new Set([...Object.keys(TITLES), "round", "sample", "seed"]);

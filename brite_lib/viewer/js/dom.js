@@ -11,8 +11,9 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
-// Characters that have no picture of their own or reorder their neighbours: controls, bidirectional marks, zero widths, lone surrogates.
-const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+// Characters that have no picture of their own or reorder their neighbours: controls, bidirectional marks, zero widths, lone surrogates;
+// joiners (U+200C, U+200D) too, unless they stand between two characters beyond ASCII, as in emoji, Persian or Hindi.
+const HIDDEN = /(?<![^\u0000-\u007f\u200b-\u200f])[\u200c\u200d]|[\u200c\u200d](?![^\u0000-\u007f\u200b-\u200f])|[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
 
 export function visible(text) {
   return text.replace(HIDDEN, (character) => {

@@ -50,7 +50,7 @@ function rationaleRow(table, i) {
 
 function everything(table, i, annotations) {
   const record = scalars(table, i);
-  for (const [name, column] of table.columns) if (!(name in record)) record[name] = column.get(i);
+  for (const [name, column] of table.columns) if (!Object.hasOwn(record, name)) record[name] = column.get(i);
   return { ...record, ...annotations.of(i) };
 }
 

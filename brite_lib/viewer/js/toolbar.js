@@ -13,7 +13,7 @@ export function toolbar(view) {
   });
   const problem = h("div", { class: "problem-line", id: `${view.name}-problem`, role: "alert" });
   const order = h("select", { "aria-label": "Sort by", onchange: () => view.sortBy(order.value || null) },
-    h("option", { value: "" }, "table order"), [...view.fields.keys()].filter((name) => !["text", "rationale"].includes(name)).sort().map((name) => h("option", { value: name }, short(name in TITLES && TITLES[name] !== name ? `${name}: ${TITLES[name]}` : name))));
+    h("option", { value: "" }, "table order"), [...view.fields.keys()].filter((name) => !["text", "rationale"].includes(name)).sort().map((name) => h("option", { value: name }, short(Object.hasOwn(TITLES, name) && TITLES[name] !== name ? `${name}: ${TITLES[name]}` : name))));
   const direction = button("↑", "r", () => view.reverse(), { "aria-label": "Reverse the order" });
   const group = button("Group", "g", () => view.group(), { "aria-pressed": "false" });
   const flip = button("Flips", "f", () => view.flip(), { "aria-pressed": "false" });
