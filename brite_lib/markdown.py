@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from brite_lib.errors import InputError
 from brite_lib.params import resolve_path
 from brite_lib.records import read_record
 from brite_lib.report import Run, cost_table, difference_table, load_run, monitor_table, provenance, result_table, sampling_table
@@ -112,4 +113,7 @@ if __name__ == "__main__":
     elif tables:
         print("\n".join(map(census_markdown, tables)))
     else:
-        print(markdown(load_run(run_dir)))
+        try:
+            print(markdown(load_run(run_dir)))
+        except InputError as error:
+            parser.error(str(error))

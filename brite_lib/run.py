@@ -56,6 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gpu-memory-gib", type=float, help="with --plan: of the GPU to plan for; default: of the one found")
     parser.add_argument("--gpus", type=int, help="with --plan: how many of them; default: those found, or as many as the stages ask for")
     arguments, snakemake_options = parser.parse_known_args(argv)
+    for name in ("cores", "tokens_per_second", "gpu_memory_gib", "gpus"):
+        if (value := getattr(arguments, name)) is not None and not value > 0:
+            parser.error(f"--{name.replace('_', '-')}: must be above 0, found {value}")
     try:
         experiment = load_experiment(arguments.experiment)
         stages = plan(experiment, where=str(arguments.experiment))

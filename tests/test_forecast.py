@@ -162,6 +162,14 @@ def test_a_plan_that_cannot_fit_ends_in_a_sentence(capsys):
     assert errors.startswith("error: seed0/") and errors.count("\n") == 1 and "set " in errors
 
 
+@pytest.mark.parametrize("option", ["--cores", "--gpus", "--gpu-memory-gib", "--tokens-per-second"])
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_no_option_may_be_zero_or_less(option, value, capsys):
+    with pytest.raises(SystemExit):
+        run.main([str(PROJECT_ROOT / "params/micro.yaml"), "--plan", option, value])
+    assert f"{option}: must be above 0" in capsys.readouterr().err
+
+
 def test_without_the_models_configuration_tokens_are_still_foretold(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("")
