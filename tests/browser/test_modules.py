@@ -14,6 +14,7 @@ FIELDS = """new Map(Object.entries({
   num_tokens: {kind: "number", get: (row) => row.len}, kl: {kind: "number", get: (row) => row.kl},
   correct: {kind: "bool", get: (row) => row.correct}, source: {kind: "text", get: (row) => row.source},
   text: {kind: "text", get: (row) => row.text}, tags: {kind: "list", get: (row) => row.tags},
+  reward: {kind: "empty", get: () => null}, status: {kind: "text", get: (row) => row.correct ? "correct" : "wrong"},
 }))"""
 ROWS = [
     {"len": 10, "kl": 0.5, "correct": True, "source": "psi", "text": 'so "far" so Good', "tags": ["done", "odd one"]},
@@ -40,10 +41,13 @@ def module(chromium):
         ("", [0, 1, 2]), ("len>300", [2]), ("len>=300", [1, 2]), ("len:100..300", [1]), ("len:..300 len!=10", [1]), ("kl<=0.5", [0]),
         ("kl:null", [1]), ("kl!=null", [0, 2]), ("-kl>1", [0, 1]), ("correct:true", [0]), ("correct:null", [2]), ("-correct:false", [0, 2]),
         ("correct!=true", [1, 2]), ("source:psi", [0]), ("source:*psi", [0, 1]), ("source:psi,brite_psi", [0, 1]), ("source!=psi", [1, 2]),
-        ("source:null", [2]), ("SO", [0]), ('"so good"', [0]), ('text:"\\"far\\""', [0]), ("text:there,good", [0, 1]), ("tag:done", [0]),
+        ("source:null", [2]), ('"so good"', [0]), ('text:"\\"far\\""', [0]), ("text:there,good", [0, 1]), ("tag:done", [0]),
         ('tag:"odd one"', [0]), ("tag:odd*", [0, 2]), ("tag:null", [1]), ("correct:true kl<1 text:far", [0]), ("len>300 kl<1", []),
         ("a:b", "There is no column"), ("lenn>3", 'did you mean "len"?'), ("len>", 'A value is missing after "len>"'),
         ("len>many", '"len" is a number, and "many" is none'), ("correct:maybe", '"correct" is true, false or null'),
+        ("len > 300", "without spaces, as in len>5"), ("kl <1", "without spaces"), ("so > far", []), ('"or" so', []), ("SO", [0]),
+        ("correct:true or kl>1", 'a comma is "or"'), ("NOT correct:true", 'a minus is "not"'), ("is:wrongg", 'There is no status "wrongg"'),
+        ("is:Wrong,correct", [0, 1, 2]), ("is:wro*", [1, 2]), ("reward:null", [0, 1, 2]), ("reward>1", 'The column "reward" is empty'),
         ("source>3", '"source" is text'), ('"open', "A closing quote is missing"), ("-", "There is nothing after"),
     ],
 )  # fmt: skip

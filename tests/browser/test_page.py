@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from example_tables import three_sources
+from playwright.sync_api import expect
 
 from brite_lib.stats import pass_at_k
 from brite_lib.viewer.annotations import read_annotations
@@ -212,7 +213,7 @@ def test_the_keyboard_alone_reaches_everything(browse):
     assert page.get_by_role("dialog", name="Export").is_visible()
     press(page, "Escape s")
     page.keyboard.press("ArrowDown")
-    assert page.get_by_label("Sort by").input_value() != ""
+    expect(page.get_by_label("Sort by")).not_to_have_value("")
     press(page, "Escape [")
     assert page.locator(".sides").is_visible()
     search(page, "tag:odd note:what")
@@ -317,6 +318,14 @@ def test_tokens_of_arabic_start_at_the_right_and_emoji_stay_whole(browse, pictur
     assert "👩\u200d👧" in text and "می\u200cخواهم" in text and "pass⟨U+200D⟩word" in text
     assert "predicted" not in page.locator(".answers").inner_text()  # there is no such column
     picture(page, "right-to-left")
+
+
+def test_a_table_without_any_prediction_is_unparsed_and_an_empty_column_can_be_asked_for(browse):
+    page = browse([row | {"prediction": None} for row in ROWS if row["correct"] is False and row["finished"]])
+    assert set(page.locator(".row .badge").all_inner_texts()) == {"∅ unparsed"}
+    search(page, "reward:null prediction:null")
+    assert lines(page) and page.locator(".problem-line").text_content() == ""
+    assert not {"reward", "prediction"} & set(page.get_by_label("Sort by").locator("option").evaluate_all("all => all.map((e) => e.value)"))
 
 
 def test_one_rationale_is_one(browse):

@@ -43,10 +43,12 @@ export class Table {
     this.offsets = new Uint32Array(head.count + 1);
     head.token_counts.forEach((count, i) => (this.offsets[i + 1] = this.offsets[i] + count));
     this.columns = new Map();
+    this.empty = []; // names of columns without any value
     for (const [name, column] of Object.entries(head.columns)) {
-      if (column.values.every((value) => value === null)) continue;
-      this.columns.set(name, { kind: column.kind, get: getter(column) });
+      if (column.values.every((value) => value === null)) this.empty.push(name);
+      else this.columns.set(name, { kind: column.kind, get: getter(column) });
     }
+    this.predicts = "prediction" in head.columns;
     this.columns.set("status", { kind: "text", get: (i) => this.status(i) });
     this.codes = {};
     this.ready = false;
@@ -80,7 +82,7 @@ export class Table {
     const correct = this.value(i, "correct");
     if (correct === null) return "unjudged";
     if (correct) return "correct";
-    return this.columns.has("prediction") && this.value(i, "prediction") === null ? "unparsed" : "wrong";
+    return this.predicts && this.value(i, "prediction") === null ? "unparsed" : "wrong";
   }
 
   // How a row is called where several are compared.

@@ -44,7 +44,7 @@ function answers(view, i) {
   const written = at < 0 ? visible(text ?? "") : [visible(text.slice(0, at)), h("mark", {}, visible(prediction)), visible(text.slice(at + prediction.length))];
   return h("dl", { class: "answers" },
     h("div", {}, h("dt", {}, "right answer"), h("dd", {}, h("code", { dir: "auto" }, visible(table.value(i, "gold"))))),
-    table.columns.has("prediction") && h("div", {}, h("dt", {}, "predicted"), h("dd", {}, prediction === null ? h("span", { class: "muted" }, "none") : h("code", { dir: "auto" }, visible(prediction)))),
+    table.predicts && h("div", {}, h("dt", {}, "predicted"), h("dd", {}, prediction === null ? h("span", { class: "muted" }, "none") : h("code", { dir: "auto" }, visible(prediction)))),
     text === null ? null : h("div", { class: "long" }, h("dt", {}, "answer as sampled"), h("dd", { dir: "auto" }, written)));
 }
 
@@ -139,7 +139,7 @@ function comparison(view, i) {
     h("p", { class: "muted small" }, `${percent(whole ? shared / whole : 1)} of the characters are in both`)];
 }
 
-const predicted = (table, i) => table.columns.has("prediction") && h("p", { class: "small" }, "predicted ", h("code", {}, visible(table.value(i, "prediction") ?? "none")));
+const predicted = (table, i) => table.predicts && h("p", { class: "small" }, "predicted ", h("code", {}, visible(table.value(i, "prediction") ?? "none")));
 
 function numbers(view, i) {
   const known = new Set([...Object.keys(TITLES), "round", "sample", "seed"]);

@@ -3,6 +3,7 @@
 // ":" looks inside long texts and compares whole values elsewhere, where * stands for anything.
 
 export const ALIASES = { len: "num_tokens", length: "num_tokens", answer: "answer_text", pred: "prediction", tag: "tags", is: "status" };
+export const STATUSES = ["correct", "wrong", "unparsed", "unfinished", "unjudged"];
 const LONG_TEXTS = new Set(["text", "question", "rationale", "answer_text", "note"]);
 const TERM = /\s*(-?)(?:([A-Za-z_][\w/.@-]*?)(!=|>=|<=|[:=<>]))?("(?:[^"\\]|\\.)*"?|[^\s"]\S*)?/y;
 
@@ -11,16 +12,27 @@ const TERM = /\s*(-?)(?:([A-Za-z_][\w/.@-]*?)(!=|>=|<=|[:=<>]))?("(?:[^"\\]|\\.)
 export function parseQuery(text, fields) {
   const [fast, slow] = [[], []]; // whole texts are searched last
   TERM.lastIndex = 0;
+  let before = "";
   while (TERM.lastIndex < text.length) {
     const at = TERM.lastIndex;
     if (!text.slice(at).trim()) break;
     const [whole, minus, field, operator, value] = TERM.exec(text) ?? [""];
     if (!whole.trim()) throw new Error(`Cannot read "${text.slice(at).trim()}".`);
     if (value === undefined) throw new Error(field ? `A value is missing after "${field}${operator}".` : `There is nothing after "${whole.trim()}".`);
+    if (!field) checkWord(value, before, fields);
+    before = field ? "" : value;
     const test = field ? fieldTest(field, operator, value, fields) : containsTest(fields.get("text"), [unquote(value)]);
     (test.slow ? slow : fast).push(minus ? (row) => !test(row) : test);
   }
   return (row) => fast.every((test) => test(row)) && slow.every((test) => test(row));
+}
+
+// What a person means as grammar must not be looked for as text.
+function checkWord(word, before, fields) {
+  if (/^(and|or|not)$/i.test(word)) {
+    throw new Error(`All terms must hold, "${word}" is no operator: a comma is "or" (source:psi,base), a minus is "not"; in quotes it is a word to look for.`);
+  }
+  if (/^[<>=!:]/.test(word) && (fields.has(before) || Object.hasOwn(ALIASES, before))) throw new Error(`Write it without spaces, as in ${before}>5 or ${before}:null.`);
 }
 
 function fieldTest(given, operator, value, fields) {
@@ -31,13 +43,19 @@ function fieldTest(given, operator, value, fields) {
     if (![":", "=", "!="].includes(operator)) throw new Error(`"${given}${operator}null" cannot be compared; write ${given}:null.`);
     return (row) => isMissing(field.get(row)) !== (operator === "!=");
   }
+  if (field.kind === "empty") throw new Error(`The column "${given}" is empty in this table.`);
   if (field.kind === "bool") return boolTest(given, operator, value, field);
   if (field.kind === "number") return numberTest(given, operator, value, field);
   if (!["=", ":", "!="].includes(operator)) throw new Error(`"${given}" is text, which "${operator}" cannot compare; use : or =.`);
   const values = operator === ":" && !value.startsWith('"') ? value.split(",").filter(Boolean) : [unquote(value)];
   if (operator === ":" && LONG_TEXTS.has(name)) return containsTest(field, values.map(unquote));
+  if (name === "status") for (const one of values.map(unquote)) checkStatus(one);
   const test = wholeTest(field, values.map(unquote), operator === ":");
   return operator === "!=" ? (row) => !test(row) : test;
+}
+
+function checkStatus(value) {
+  if (!value.includes("*") && !STATUSES.includes(value.toLowerCase())) throw new Error(`There is no status "${value}"; there are ${STATUSES.join(", ")}.`);
 }
 
 function containsTest(field, values) {

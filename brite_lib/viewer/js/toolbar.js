@@ -13,7 +13,7 @@ export function toolbar(view) {
   });
   const problem = h("div", { class: "problem-line", id: `${view.name}-problem`, role: "alert" });
   const order = h("select", { "aria-label": "Sort by", onchange: () => view.sortBy(order.value || null) },
-    h("option", { value: "" }, "table order"), [...view.fields.keys()].filter((name) => !["text", "rationale"].includes(name)).sort().map((name) => h("option", { value: name }, short(Object.hasOwn(TITLES, name) && TITLES[name] !== name ? `${name}: ${TITLES[name]}` : name))));
+    h("option", { value: "" }, "table order"), [...view.fields].flatMap(([name, { kind }]) => (kind === "empty" || ["text", "rationale"].includes(name) ? [] : [name])).sort().map((name) => h("option", { value: name }, short(Object.hasOwn(TITLES, name) && TITLES[name] !== name ? `${name}: ${TITLES[name]}` : name))));
   const direction = button("↑", "r", () => view.reverse(), { "aria-label": "Reverse the order" });
   const group = button("Group", "g", () => view.group(), { "aria-pressed": "false" });
   const flip = button("Flips", "f", () => view.flip(), { "aria-pressed": "false" });
@@ -72,7 +72,7 @@ const LANGUAGE = [
 
 export function openKeys(view) {
   const table = (rows, head) => h("table", {}, h("caption", {}, head), h("tbody", {}, rows.map(([keys, meaning]) => h("tr", {}, h("th", { scope: "row" }, h("kbd", {}, keys)), h("td", {}, meaning)))));
-  const columns = [...view.fields.keys()].sort().join(", ");
+  const columns = [...view.fields].flatMap(([name, { kind }]) => (kind === "empty" ? [] : [name])).sort().join(", ");
   openDialog(view, "Keys and filter language", h("div", { class: "keys" }, table(KEYS, "Keys"), h("div", {}, table(LANGUAGE, "Filter: all terms must hold"),
     h("p", { class: "muted small" }, `Columns: ${visible(columns)}. Short names: len, answer, pred, tag, is. psi, theta, ratio and kl are sums over the tokens of a rationale; elbo = logp_answer − ratio.`))));
 }

@@ -57,7 +57,7 @@ class Viewer {
 
   makeFields() {
     const { table } = this;
-    const fields = new Map(table.columns);
+    const fields = new Map([...table.empty.map((name) => [name, { kind: "empty", get: () => null }]), ...table.columns]);
     fields.set("rationale", { kind: "text", get: (i) => table.rationale(i) });
     fields.set("text", { kind: "text", get: (i) => table.searchText(i), lower: (i) => table.searchText(i) });
     fields.set("tags", { kind: "list", get: (i) => this.annotations.of(i).tags });
