@@ -27,9 +27,9 @@ def test_metrics_of_two_stages_and_what_they_were_set_to(tmp_path):
     first = write_record(tmp_path / "a/seed0/brite")
     second = write_record(tmp_path / "b/seed0/rs", params={"lr": 0.2, "seed": 0}, metrics={"pass@1": 0.75, "other": None}, seconds=5.0)
     rows = {row[0]: row[1:] for row in cells(comparison(first, second))}
-    assert rows["pass@1"] == ["0.25", "0.75", "0.5"]
+    assert rows["pass@1"] == ["0.25", "0.75", "-0.5"]
     assert rows["note"] == ["&lt;b&gt;", "–", ""] and rows["other"] == ["–", "–", ""]
-    assert rows["seconds"] == ["2", "5", "3"] and rows["lr"] == ["0.1", "0.2", ""]
+    assert rows["seconds"] == ["2", "5", "-3"] and rows["lr"] == ["0.1", "0.2"]
     assert "seed" not in rows
     shown, _, folded = comparison(first, second).partition("<details>")
     assert "pass@1" in shown and "of one of them only: 2" in folded and "other" in folded and "other" not in shown
@@ -53,7 +53,7 @@ def test_the_picker_follows_its_lists(tmp_path):
     assert repr(picker).startswith("RunPicker(")  # JupyterLab asks for it
     assert set(picker.stages) == {"a/seed0/brite", "b/seed0/rs"} == {picker.first.value, picker.second.value}
     picker.first.value, picker.second.value = "a/seed0/brite", "b/seed0/rs"
-    assert picker.directory == tmp_path / "a/seed0/brite" and cells(picker.table.value)[0] == ["pass@1", "0.25", "0.5", "0.25"]
+    assert picker.directory == tmp_path / "a/seed0/brite" and cells(picker.table.value)[0] == ["pass@1", "0.25", "0.5", "-0.25"]
     picker.second.value = "a/seed0/brite"
     assert cells(picker.table.value)[0] == ["pass@1", "0.25", "0.25", "0"]
     (tmp_path / "a/seed0/brite/stage.json").write_text("{")

@@ -71,7 +71,7 @@ def comparison(first: Path, second: Path) -> str:
                        for wanted in (True, False))  # fmt: skip
     costs = [_row(name, a.get(name), b.get(name)) for name in ("seconds", "tokens_generated", "tokens_trained", "peak_rss_gib")]
     settings = [
-        _row(name, a["params"].get(name), b["params"].get(name), difference=False)
+        _row(name, a["params"].get(name), b["params"].get(name))[:3]
         for name in dict.fromkeys([*a["params"], *b["params"]])
         if a["params"].get(name) != b["params"].get(name)
     ]
@@ -80,15 +80,15 @@ def comparison(first: Path, second: Path) -> str:
     return "".join(_table(title, part) for title, part in parts if part) + folded
 
 
-def _row(name: str, a: Any, b: Any, difference: bool = True) -> tuple[str, ...]:
+def _row(name: str, a: Any, b: Any) -> tuple[str, ...]:
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
-    return name, readable(a)[:120], readable(b)[:120], readable(b - a) if numbers and difference else ""
+    return name, readable(a)[:120], readable(b)[:120], readable(a - b) if numbers else ""
 
 
 def _table(title: str, rows: list[tuple[str, ...]]) -> str:
     cells = "\n".join("<tr>" + "".join(_cell(text, place) for place, text in enumerate(row)) + "</tr>" for row in rows)
     heads = "".join(f'<th style="text-align:{"right" if place else "left"};padding:0 1em 0 0">{head}</th>'
-                    for place, head in enumerate((title, "stage", "against", "difference")))  # fmt: skip
+                    for place, head in enumerate((title, "stage", "against", "stage − against")[: len(rows[0])]))  # fmt: skip
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table>"
 
 

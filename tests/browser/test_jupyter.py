@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from example_tables import HOSTILE, hostile, three_sources
+from playwright.sync_api import expect
 
 from brite_lib.params import PROJECT_ROOT
 from brite_lib.tables import RATIONALES, write_table
@@ -144,7 +145,7 @@ def test_live(visit, lab, folder, picture):
     page.evaluate("() => { jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'}); }")
     page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'")
     viewer.scroll_into_view_if_needed()
-    page.wait_for_timeout(500)
+    expect(viewer.locator(".line")).to_have_count(12 + 3)  # the list was hidden for a moment
     picture(page, "lab-dark")
     assert viewer.get_attribute("data-theme") == "dark"
     close_without_kernel(page)
@@ -166,7 +167,7 @@ display(form, picker)"""
     idle = "() => globalThis.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
     page.wait_for_function(idle, timeout=120_000)
     page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")
-    page.get_by_text("difference", exact=True).first.wait_for(timeout=120_000)
+    page.get_by_text("stage − against", exact=True).first.wait_for(timeout=120_000)
     assert page.get_by_text("Traceback").count() == 0
     steps = page.locator(".widget-hbox", has=page.get_by_text("steps", exact=True)).locator("input")
     steps.fill("many")
@@ -178,7 +179,7 @@ display(form, picker)"""
     for number, run in enumerate("ab"):
         page.locator("select", has_text="a/seed0/brite").nth(number).select_option(f"{run}/seed0/brite")
     page.get_by_text("differs from the defaults: ").filter(has_text="steps = 7").wait_for()
-    page.get_by_text("of one of them only: 1").wait_for()
+    page.get_by_text("of one of them only: 1").scroll_into_view_if_needed()
     picture(page, "lab-picker")
     page.evaluate("""() => {
         jupyterapp.shell.currentWidget.content.activeCellIndex = 1;

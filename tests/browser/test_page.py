@@ -163,7 +163,12 @@ def test_pass_rates_of_what_is_shown(browse, picture):
             assert cell == f"{100 * rate:.1f} %"
     press(page, "Escape")
     page.locator(".line.problem").first.click()
-    assert "pass@4" in page.locator(".detail").inner_text()
+    judged = [row["correct"] for row in ROWS if (row["source"], row["id"]) == ("base", ROWS[0]["id"])]
+    rates = " · ".join(f"pass@{k} {100 * pass_at_k(len(judged), sum(judged), k):.1f} %" for k in (1, 2, 4))
+    assert f"base (4) · {rates}" in page.locator(".detail").inner_text()
+    assert "pass@" not in page.locator(".line.problem").first.inner_text()  # a mixture of sources has none
+    search(page, "source:psi")
+    assert "pass@4" in page.locator(".line.problem").first.inner_text()
     picture(page, "problem")
 
 

@@ -1,6 +1,6 @@
 // One rationale: question, answers, tokens with their heat, tags and note; or two rationales, word by word.
 
-import { TITLES, passAtK } from "./data.js";
+import { TITLES, passRates } from "./data.js";
 import { wordDiff } from "./diff.js";
 import { h, number, percent, plural, short, visible } from "./dom.js";
 import { available, legend, tokenCard, tokenSpans } from "./heat.js";
@@ -164,15 +164,15 @@ function annotationForm(view, i) {
 // All rationales of a problem at a glance.
 function problemDetail(view, { problem, rows }) {
   const { table } = view;
-  const judged = rows.filter((i) => table.value(i, "correct") !== null);
-  const right = judged.filter((i) => table.value(i, "correct")).length;
-  const rates = [1, 2, 4, 8, 16, 32].filter((k) => k <= judged.length).map((k) => `pass@${k} ${percent(passAtK(judged.length, right, k))}`);
+  const rates = passRates(table, rows).map(({ source, samples, rates }) => h("p", {}, short(source), h("span", { class: "muted" }, ` (${samples})`),
+    rates.slice(0, 6).map(({ k, rate }) => ` · pass@${k} ${percent(rate)}`)));
   const votes = new Map();
   for (const i of rows) votes.set(table.value(i, "prediction"), [...(votes.get(table.value(i, "prediction")) ?? []), i]);
   return [
     h("header", { class: "heading" }, h("h2", {}, short(problem)), h("span", { class: "muted" }, plural(rows.length, "rationale"))),
     question(view, rows[0]),
-    h("p", {}, "right answer ", h("code", {}, visible(table.value(rows[0], "gold"))), rates.length ? ` · ${rates.join(" · ")}` : ""),
+    h("p", {}, "right answer ", h("code", {}, visible(table.value(rows[0], "gold")))),
+    rates.length ? h("div", {}, rates) : null,
     h("table", { class: "votes" }, h("thead", {}, h("tr", {}, ["predicted", "verdict", "rationales"].map((title) => h("th", { scope: "col" }, title)))),
       h("tbody", {}, [...votes].sort((a, b) => b[1].length - a[1].length).map(([prediction, voters]) =>
         h("tr", {}, h("td", {}, prediction === null ? h("span", { class: "muted" }, "none") : h("code", {}, short(prediction, 200))), h("td", {}, badge(table.status(voters[0]))),

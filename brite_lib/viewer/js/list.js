@@ -1,6 +1,6 @@
 // The list of rationales: only the lines in sight exist as elements, so twenty thousand cost as much as twenty.
 
-import { passAtK } from "./data.js";
+import { passAtK, sourceName } from "./data.js";
 import { h, number, percent, short, visible } from "./dom.js";
 
 const LINE = 48; // pixels, as in viewer.css
@@ -21,7 +21,7 @@ export class RationaleList {
       class: "list", role: "listbox", tabindex: "0", "aria-label": "Rationales", "aria-multiselectable": "true",
       onscroll: () => this.schedule(), onclick: (event) => this.clicked(event),
     }, this.inner);
-    new ResizeObserver(() => this.schedule()).observe(this.element);
+    new ResizeObserver(() => this.draw()).observe(this.element); // before the frame is painted: no moment with lines missing
   }
 
   schedule() {
@@ -70,7 +70,8 @@ export class RationaleList {
     const judged = rows.filter((i) => table.value(i, "correct") !== null);
     const right = judged.filter((i) => table.value(i, "correct")).length;
     const k = judged.length >= 4 ? 4 : 2;
-    const rate = judged.length >= k ? h("span", { class: "rate" }, ` · pass@${k} ${percent(passAtK(judged.length, right, k))}`) : null;
+    const alike = new Set(judged.map((i) => sourceName(table, i))).size === 1; // pass@k of a mixture of models is no model's
+    const rate = alike && judged.length >= k ? h("span", { class: "rate" }, ` · pass@${k} ${percent(passAtK(judged.length, right, k))}`) : null;
     const told = judged.length ? [`${right} of ${judged.length} correct`, rate] : `${rows.length} not judged`;
     return h("div", { role: "option", class: "line problem", "aria-selected": "false" },
       h("div", { class: "top" }, h("span", { "aria-hidden": "true" }, closed ? "▸" : "▾"), h("span", { class: "label" }, short(problem)),
