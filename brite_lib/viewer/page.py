@@ -24,7 +24,8 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 BADGES = {"correct": "✓ correct", "wrong": "✗ wrong", "unparsed": "∅ unparsed", "unfinished": "… unfinished", "unjudged": "? not judged"}
 HIDDEN = re.compile(  # the same as in dom.js
     r"(?<![^\x00-\x7f\u200b-\u200f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f\u200b-\u200f])"
-    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb"
+    r"\ud800-\udfff\U000e0000-\U000e007f\U000e0100-\U000e01ef]"
 )
 
 

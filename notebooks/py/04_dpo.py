@@ -118,7 +118,8 @@ pd.DataFrame(pairs)[["question", "gold", *sides, "num_correct"]].rename(columns=
 
 # %%
 assert params.pairs or all(0 < pair["num_correct"] < params.samples for pair in pairs)
-print(f"in the middle of the pairs {pd.Series([pair['num_correct'] for pair in pairs]).median():g} of a problem's samples are right")
+right, drawn = (pd.Series([pair[name] for pair in pairs], dtype=float).median() for name in ("num_correct", "num_samples"))
+print(f"median over the pairs: {right:g} of {drawn:g} samples of the problem are right")
 
 # %% [markdown]
 # ## Training

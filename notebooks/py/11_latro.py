@@ -126,8 +126,10 @@ print(f"{len(problems)} training and {len(validation)} validation problems; boun
 # length; here both are as in the other rows, so that its objective can be written down.
 
 # %%
-pd.set_option("display.max_colwidth", None)
-pd.DataFrame(SPECIAL_CASES.values(), SPECIAL_CASES.keys())
+cases = pd.DataFrame(SPECIAL_CASES.values(), SPECIAL_CASES.keys())
+cases["settings"] = [", ".join(f"{name}: {value}" for name, value in case.items()) or "those of 02_psi_ppo" for case in cases["settings"]]
+left = {"text-align": "left", "vertical-align": "top"}
+cases.style.set_properties(**left).set_table_styles([{"selector": "th", "props": list(left.items())}])
 
 # %% [markdown]
 # ## Training

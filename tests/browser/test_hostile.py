@@ -48,7 +48,7 @@ def test_nothing_runs_in_any_state(browse, picture, tmp_path):
 @pytest.mark.parametrize("width", [1280, 400])
 def test_what_hides_is_drawn_and_what_is_long_is_broken(browse, picture, width):
     page = browse(ROWS, width=width)
-    for name, drawn in {"direction": "⟨U+202E⟩", "controls": "␀", "surrogates": "\ufffd"}.items():
+    for name, drawn in {"direction": "⟨U+202E⟩", "controls": "␀", "surrogates": "\ufffd", "smuggled": "⟨U+E0075⟩"}.items():
         page.locator(".row").first.wait_for()
         page.locator(".filter").fill(f"id:{name}*")
         page.wait_for_timeout(200)
@@ -64,6 +64,13 @@ def test_what_hides_is_drawn_and_what_is_long_is_broken(browse, picture, width):
     assert len(page.locator(".rationale").inner_text()) == 100_000
     assert page.evaluate("document.scrollingElement.scrollWidth") <= width
     nothing_ran(page)
+
+
+def test_a_long_question_leaves_the_rationale_in_sight(browse):
+    page = browse(ROWS)
+    page.locator(".filter").fill("id:lines*")
+    page.wait_for_timeout(200)
+    assert page.locator(".rationale").bounding_box()["y"] < 800
 
 
 def test_exports_of_hostile_text_can_be_read(browse, tmp_path):

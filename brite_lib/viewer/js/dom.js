@@ -11,13 +11,14 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
-// Characters that have no picture of their own or reorder their neighbours: controls, bidirectional marks, zero widths, lone surrogates;
+// Characters that have no picture of their own or reorder their neighbours: controls, bidirectional marks, zero widths, fillers, lone surrogates,
+// and the tags and variation selectors beyond the basic plane (\udb40…), in which a whole text can be hidden;
 // joiners (U+200C, U+200D) too, unless they stand between two characters beyond ASCII, as in emoji, Persian or Hindi.
-const HIDDEN = /(?<![^\u0000-\u007f\u200b-\u200f])[\u200c\u200d]|[\u200c\u200d](?![^\u0000-\u007f\u200b-\u200f])|[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+const HIDDEN = /(?<![^\u0000-\u007f\u200b-\u200f])[\u200c\u200d]|[\u200c\u200d](?![^\u0000-\u007f\u200b-\u200f])|[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb]|\udb40[\udc00-\udc7f\udd00-\uddef]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
 
 export function visible(text) {
   return text.replace(HIDDEN, (character) => {
-    const code = character.charCodeAt(0);
+    const code = character.codePointAt(0);
     return code < 32 ? String.fromCharCode(0x2400 + code) : `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
   });
 }
