@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from brite_lib.verify.extract import announced, boxed
+from brite_lib.verify.extract import AFTERWARDS, announced, boxed
 
 LETTERS = "ABCDEFGHIJ"
 MARKUP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s?(?=\{)|[{}$*_`]|\\[()\[\]]|<[^<>]{0,20}>")
@@ -11,7 +11,7 @@ ALONE = re.compile(r"\W*+(?:(?:option|choice|answer|letter)\W++)?([A-Ja-j])\W*+"
 # "B. because", "(b) text", "B, since", "B is", "A because": a letter that a text begins with.
 LEADING = re.compile(
     r"\W{0,9}(?:(?:option|choice|answer|letter)\W{1,9})?"
-    r"(?:[(\[]([A-Ja-j])[)\]]|([A-Ja-j])[).:,]|([A-J])(?!['’\w]))",
+    r"(?:[(\[]([A-Ja-j])[)\]]|([A-Ja-j])[).:,]|([A-J])(?!['’\w]))(?![)\].:,]?\s+is\s+(?:not|wrong|false|incorrect)\b)",
     re.IGNORECASE,
 )
 # A capital alone or any letter in brackets; "A" before a small word is the article, a lone "I" the pronoun.
@@ -19,7 +19,7 @@ LETTER = re.compile(
     r"[(\[]([A-Ja-j])[)\]]|(?<![\w'’])([B-HJ])(?![\w'’])|"
     r"(?<![\w'’])(A)(?![\w'’])(?!\s+(?!because|since|as|is|and|or)[a-z])"
 )
-TWO = re.compile(r"\W{0,9}[A-J]\W{0,9}(?:\s(?:and|or)\s|[,&/])\W{0,9}[A-J](?!\w)\W*+")
+TWO = re.compile(r"\W{0,9}(?:[Bb]oth\W{1,9})?[A-J]\W{0,9}(?:\s(?:and|or)\s|[,&/])\W{0,9}[A-J](?!\w)\W*+")
 
 
 def chosen(text: str, choices: Sequence[str] | None = None) -> str | None:
@@ -30,16 +30,13 @@ def chosen(text: str, choices: Sequence[str] | None = None) -> str | None:
     """
     known = LETTERS[: len(choices)] if choices else LETTERS
     box = boxed(text)
-    sources = [box] if box is not None else [*filter(None, [_clause(announced(text))]), text]
+    clause = (announced(text) or "").partition("\n")[0]
+    sources = [box] if box is not None else [AFTERWARDS.split(clause, maxsplit=1)[0], clause, text]
     for source in sources:
         letter = _letter(MARKUP.sub("", source).strip(), choices or ())
         if letter is not None:
             return letter if letter in known else None
     return None
-
-
-def _clause(rest: str | None) -> str | None:
-    return rest.partition("\n")[0] if rest else None
 
 
 def _letter(text: str, choices: Sequence[str]) -> str | None:

@@ -1,33 +1,26 @@
-"""Whether two mathematical answers are equal: lists, brackets, units, words and names here, formulas by math-verify.
+"""Whether two mathematical answers are equal: lists, brackets, units, words and names here, formulas in ``formulas.py``.
 
 Everything here may take for ever on hostile input; :mod:`brite_lib.verify.pool` runs it in processes that can be killed.
 """
 
-import cmath
-import random
 import re
 from typing import NamedTuple
 
+from brite_lib.verify.formulas import ROUNDING, factor, formulas_equal
 from brite_lib.verify.latex import TEXT, compact, numeral
 from brite_lib.verify.units import Unit, split_unit
 
-ROUNDING = 1e-6  # two decimals, one of which has six places or more, may differ by this (and by this times the gold answer)
 _OPEN, _CLOSE = {"(": "(", "[": "[", r"\{": "{", "{": "{"}, {")": ")", "]": "]", r"\}": "}", "}": "}"}
 _RELATION = re.compile(r"\\leq|\\geq|<|>|\\in(?![a-z])|\\neq")
 _NAME = re.compile(  # x, x_1, f(x), \angle A, (x,y), \text{area}
     r"\\?[A-Za-z]+'*(?:\s?_\s?(?:\w|\{[^{}]*\}))?(?:\^\{-1\})?(?:\s?\([\w\s,+-]*\))?|"
-    r"\\angle\s?[A-Z\s]+|\([a-zA-Z](?:,\s?[a-zA-Z])+\)|\\text\{[^{}]*\}"
+    r"\\angle\s?[A-Z\s]+|\(\\?[a-zA-Z]+(?:_\w)?(?:,\s?\\?[a-zA-Z]+(?:_\w)?)+\)|\\text\{[^{}]*\}"
 )
 _FUNCTIONS = re.compile(
     r"\\(?:begin|end)\{[a-z]+\}|\\[a-zA-Z]+|"
     r"(?<![a-zA-Z])(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|frac|sinh|cosh|tanh|floor|gcd|lcm|max|min)(?![a-zA-Z])"
 )
-_BASED = re.compile(r"([0-9A-F]*\d[0-9A-F]*)\s?_\s?(?:\{\s?(?:\\text\{)?\s?(\w+)\s?\}?\s?\}|(\d))")
-# dM/dt: to sympy the derivative of one symbol by another is 0
-_DERIVATIVE = re.compile(
-    r"\\frac\s*\{\s*d\s*(?:\^\s?\{?\d\}?)?\s*\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*\}"
-    r"\s*\{\s*d\s*\\?[a-zA-Z]+\s*(?:\^\s?\{?\d\}?)?\s*\}"
-)
+_BASED = re.compile(r"\(?([0-9A-F]*\d[0-9A-F]*)\)?\s?_\s?(?:\{\s?(?:\\text\{)?\s?(\w+)\s?\}?\s?\}|(\d))")
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "sixteen": "16"}
 
 
@@ -49,7 +42,7 @@ def equal(gold: str, guess: str) -> bool:
         return False
     golds, guesses = _list(gold), _list(guess)
     if r"\cup" in gold + guess:
-        return _formulas_equal(*(r"\cup ".join(map(_interval, parts)) for parts in (golds, guesses)))
+        return formulas_equal(*(r"\cup ".join(map(_set, parts)) for parts in (golds, guesses)))
     if len(golds) > 1 or len(guesses) > 1:
         if len(golds) == 1 or len(guesses) == 1:
             return _same_parts(_parts(gold), _parts(guess))
@@ -87,13 +80,19 @@ def _one_equal(gold: str, guess: str) -> bool:
     if _BASED.fullmatch(gold) or _BASED.fullmatch(guess):
         return _numerals_equal(gold, guess)
     (gold, gold_unit), (guess, guess_unit) = split_unit(gold), split_unit(guess)
+    if gold_unit and not guess_unit:
+        guess, guess_unit = split_unit(guess, tight=True)
+    if guess_unit and not gold_unit:
+        gold, gold_unit = split_unit(gold, tight=True)
     if gold_unit or guess_unit:
         return _quantities_equal(gold, gold_unit, guess, guess_unit)
     if _is_text(gold) or _is_text(guess):
         return _as_text(gold) == _as_text(guess)
-    gold, guess = _ratio(gold), _ratio(guess)
+    ratios = _ratio(gold), _ratio(guess)
+    if ratios != (gold, guess):
+        return equal(*ratios)
     verdict = numbers_equal(gold, guess)
-    return _formulas_equal(gold, guess) if verdict is None else verdict
+    return formulas_equal(gold, guess) if verdict is None else verdict
 
 
 def numbers_equal(gold: str, guess: str) -> bool | None:
@@ -125,7 +124,7 @@ def _list(text: str) -> list[str]:
     items = _split(text, r"[,;]|\\text\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
     answers = []
     for item in items or [text]:
-        if r"\pm" in item and r"\text" not in item:
+        if re.search(r"\\[pm][mp](?![a-z])", item) and r"\text" not in item:
             answers += [item.replace(r"\pm", "+").replace(r"\mp", "-"), item.replace(r"\pm", "-").replace(r"\mp", "+")]
         else:
             answers.append(item)
@@ -175,10 +174,9 @@ def _same_members(golds: list[str], guesses: list[str]) -> bool:
 
 def _assigned(text: str) -> tuple[str | None, str]:
     """(name, value) of ``x = 5``, ``f(x) = … = 5`` or ``x \\approx 5``; the name is None for anything else."""
-    sides = _split(text, r"=|\\approx(?![a-zA-Z])|\\equiv(?![a-zA-Z])")
-    if len(sides) < 2:
-        return None, text
-    return (compact(sides[0]), sides[-1]) if _NAME.fullmatch(sides[0]) else (None, text)
+    exact = _split(text, r"=|\\equiv(?![a-zA-Z])")
+    *sides, value = [*exact[:-1], *_split("".join(exact[-1:]), r"\\approx(?![a-zA-Z])")[: 2 if len(exact) < 2 else 1]] or [text]
+    return (compact(sides[0]), value) if sides and _NAME.fullmatch(sides[0]) else (None, text)
 
 
 def _equations_equal(gold: str, guess: str) -> bool | None:
@@ -190,7 +188,7 @@ def _equations_equal(gold: str, guess: str) -> bool | None:
     if gold_name and gold_name == guess_name:
         return equal(gold_value, guess_value)
     if all(equations):
-        return _formulas_equal(*(f"{left}-({right})" for left, right in map(_sides, (gold, guess)))) or _proportional(gold, guess)
+        return formulas_equal(*(f"{left}-({right})" for left, right in map(_sides, (gold, guess)))) or _proportional(gold, guess)
     if gold_name or guess_name:
         return equal(gold_value, guess_value)
     sides = _split(gold if equations[0] else guess, "=")
@@ -208,30 +206,18 @@ def _sides(equation: str) -> tuple[str, str]:
 
 def _proportional(gold: str, guess: str) -> bool:
     """Whether two equations differ by a factor that is a number other than 0."""
-    factor = _factor(*(f"{left}-({right})" for left, right in map(_sides, (gold, guess))))
-    return factor is not None and factor != 0
+    return factor(*(f"{left}-({right})" for left, right in map(_sides, (gold, guess)))) is not None
 
 
 def _multiples(gold: str, guess: str) -> bool:
     """Whether ``2x > 6`` says the same as ``x > 3``: one relation is a multiple of the other."""
-    if any(len(_RELATION.findall(text)) != 1 for text in (gold, guess)):
+    sides = [_split(text, _RELATION.pattern) for text in (gold, guess)]
+    if [len(pair) for pair in sides] != [2, 2]:
         return False
-    (a, b), (c, d) = (_split(text, _RELATION.pattern) for text in (gold, guess))
+    (a, b), (c, d) = sides
     same = _RELATION.findall(gold) == _RELATION.findall(guess)
     strict = [_RELATION.findall(text)[0] in "<>" for text in (gold, guess)]
-    factor = _factor(f"{a}-({b})", f"{c}-({d})" if same else f"{d}-({c})")
-    return strict[0] == strict[1] and factor is not None and bool(factor > 0)
-
-
-def _factor(gold: str, guess: str) -> object | None:
-    """The number by which the second expression is to be multiplied to give the first; None if there is none."""
-    import sympy
-
-    right, value = _parse(gold), _parse(guess)
-    if not (isinstance(right, sympy.Expr) and isinstance(value, sympy.Expr)) or right == 0 or value == 0:
-        return None
-    factor = sympy.simplify(right / value)
-    return factor if factor.is_number and factor.is_finite and factor.is_real else None
+    return strict[0] == strict[1] and (factor(f"{a}-({b})", f"{c}-({d})" if same else f"{d}-({c})") or 0) > 0
 
 
 def _relations_equal(gold: str, guess: str) -> bool:
@@ -240,7 +226,7 @@ def _relations_equal(gold: str, guess: str) -> bool:
         gold_set, guess_set = _interval(gold), _interval(guess)
         if gold_set != gold and guess_set != guess:
             return _unknown(gold) == _unknown(guess) and equal(gold_set, guess_set)
-        return _formulas_equal(gold, guess) or _multiples(gold, guess)
+        return formulas_equal(gold, guess) or _multiples(gold, guess)
     gold_set, guess_set = _interval(gold), _interval(guess)
     changed = gold_set != gold or guess_set != guess
     return equal(gold_set, guess_set) if changed else False
@@ -271,6 +257,12 @@ def _interval(text: str) -> str:
     if len(sides) == 2 and _NAME.fullmatch(sides[1]) and not _NAME.fullmatch(sides[0]):
         return rf"{'[('[relations[0] == '<']}{sides[0]},\infty)"
     return text
+
+
+def _set(text: str) -> str:
+    """``x < 2`` as an interval, ``x = 1`` as ``\\{1\\}``."""
+    name, value = _assigned(text)
+    return rf"\{{{value}\}}" if name else _interval(text)
 
 
 def _quantities_equal(gold: str, gold_unit: Unit | None, guess: str, guess_unit: Unit | None) -> bool:
@@ -310,75 +302,7 @@ def _numerals_equal(gold: str, guess: str) -> bool:
 
 
 def _ratio(text: str) -> str:
-    terms = _split(text, ":")
-    return rf"\frac{{{terms[0]}}}{{{terms[1]}}}" if len(terms) == 2 else text
-
-
-def _formulas_equal(gold: str, guess: str) -> bool:
-    """By math-verify, gold first; what it cannot read equals nothing but its own text."""
-    import sympy
-    from math_verify import verify
-
-    right, value = _parse(gold), _parse(guess)
-    if right is None or value is None:
-        return False
-    if isinstance(right, sympy.Symbol) and isinstance(value, sympy.Symbol):
-        return right == value  # math-verify would take \Omega for \omega
-    if (verdict := _agree(right, value)) is not None:
-        return verdict
-    return verify(right, value, timeout_seconds=None, raise_on_error=True) and not _far(right, value)
-
-
-def _parse(text: str) -> object | None:
-    """A sympy object by math-verify's parser; None for what it cannot read.
-
-    The parser is called without math-verify's search for a formula in a text, which would take the variable m for metres,
-    and told to keep R and r apart. i becomes the imaginary unit here.
-    """
-    import sympy
-    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy
-
-    text = re.sub(r"(\d+(?:\.\d+)?)\s?\^\\circ", r"(\\frac{\1\\pi}{180})", text)
-    text = _DERIVATIVE.sub(lambda match: "D_{" + re.sub(r"[^A-Za-z0-9]", "", match[0][5:]) + "}", text)
-    config = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
-    try:
-        parsed = latex2sympy(text, is_real=True, normalization_config=config, conversion_config=ConversionConfig(lowercase_symbols=False))
-    except MemoryError:
-        raise
-    except Exception:  # its errors have no common class
-        return None
-    symbols = getattr(parsed, "free_symbols", ())
-    imaginary = {symbol: sympy.I for symbol in symbols if symbol.name in ("i", "\\imath")}
-    return parsed.xreplace(imaginary) if imaginary else parsed
-
-
-def _far(right: object, value: object) -> bool:
-    """Whether two numbers differ by more than rounding: math-verify rounds to six decimals, which makes 1e-9 equal 2e-9."""
-    if not (getattr(right, "is_number", False) and getattr(value, "is_number", False)):
-        return False
-    a, b = complex(right.evalf(20)), complex(value.evalf(20))
-    return abs(a - b) > ROUNDING * min(1.0, abs(a)) + 1e-12 * abs(a)
-
-
-def _agree(right: object, value: object) -> bool | None:
-    """Whether two expressions in symbols have the same values at random positive points; None where that cannot be told.
-
-    Faster than simplifying and stronger: it knows every identity, and takes symbols for positive, as lengths and masses are.
-    """
-    import sympy
-
-    if not all(isinstance(side, sympy.Expr) for side in (right, value)) or not right.free_symbols | value.free_symbols:
-        return None
-    rng = random.Random(0)
-    symbols = sorted(right.free_symbols | value.free_symbols, key=str)
-    for low in (1, 0, 2):
-        point = {symbol: low + sympy.Rational(rng.randint(1, 999), 1000) for symbol in symbols}
-        try:
-            a, b = (complex(side.subs(point).evalf(25)) for side in (right, value))
-        except (TypeError, ValueError, OverflowError, ZeroDivisionError):  # something in it has no value
-            return None
-        if min(abs(a), abs(b)) < 1e-15 or not all(map(cmath.isfinite, (a, b))):
-            return None
-        if abs(a - b) > 1e-9 * abs(a):
-            return False if a.imag == b.imag == 0 else None  # complex: roots and logarithms have several branches
-    return True
+    """``3:4`` as a fraction, ``2:3:5`` as the tuple of its quotients; anything else as it is."""
+    first, *others = _split(text, ":") or [text]
+    quotients = [rf"\frac{{{first}}}{{{term}}}" for term in others]
+    return f"({','.join(quotients)})" if len(quotients) > 1 else "".join(quotients) or text

@@ -15,8 +15,13 @@ ANNOUNCED = re.compile(
 AFTERWARDS = re.compile(
     r"(?<=[^.])\.(?=\s+(?:[A-Z]|$))|,?\s+(?:because|since|as|so|which)\b|\s\((?!sin|cos|tan|log)[a-z]{3,}", re.IGNORECASE
 )
+SENTENCE_END = re.compile(r"(?<=[\d$)}\]])\.\s+(?=[A-Z][a-z]+[\s,])")  # of one that ends in mathematics
 OPENED = {"$$": "$$", "\\[": "\\]", "\\(": "\\)", "$": "$"}
-HEDGE = re.compile(r"(?:(?:so|thus|hence|therefore|then)\b,?\s*)?(?:(?:approximately|about|roughly|exactly|equal to)\s+)?", re.IGNORECASE)
+HEDGE = re.compile(  # "Result: ", "Therefore, ", "approximately "
+    r"(?:[A-Z][a-z]+(?:\s[a-z]+){0,3}:\s+)?"
+    r"(?:(?:so|thus|hence|therefore|then)\b,?\s*)?(?:(?:approximately|about|roughly|exactly|equal to)\s+)?",
+    re.IGNORECASE,
+)
 # Up to the next mark of its kind: of many that nothing closes, each would otherwise be searched to the end of the line.
 FORMULA = re.compile(r"\$\$?[^$]+\$\$?|\\\((?:(?!\\\().)+?\\\)|\\\[(?:(?!\\\[).)+?\\\]")
 BRACE = re.compile(r"\\[\s\S]|[{}]")
@@ -29,7 +34,7 @@ def boxed(text: str) -> str | None:
     end = len(text)
     for box in reversed(list(BOX.finditer(text))):
         start, braced = box.end(), text.startswith("{", box.end())
-        close = _closing_brace(text, start, end) if braced else None
+        close = closing_brace(text, start, end) if braced else None
         if braced and close is None:
             end = box.start()  # what is open where a box opens that nothing closes stays open too
         content = text[start + 1 : close] if close else _line(text[start + braced :]).partition("$")[0]
@@ -38,7 +43,7 @@ def boxed(text: str) -> str | None:
     return None
 
 
-def _closing_brace(text: str, start: int, end: int) -> int | None:
+def closing_brace(text: str, start: int, end: int) -> int | None:
     """The place of the brace that closes the one at ``start``; None if there is none before ``end``."""
     depth = 0
     for mark in BRACE.finditer(text, start, end):
@@ -89,7 +94,12 @@ def math_answer(text: str) -> str | None:
         return answer
     lines = [line for line in EMPTY_BOX.sub("", text).splitlines(keepends=True) if line.strip(" \t\r\n`")]
     line = _whole(lines, len(lines) - 1, -1).strip()
+    sentences = SENTENCE_END.split(line)
+    line = next((sentence for sentence in reversed(sentences) if re.search(r"[\d$\\]", sentence)), line)
     line = line[HEDGE.match(line).end() :]
+    subject, _, rest = line.partition(" is ")
+    if not WORD.search(FORMULA.sub(" ", subject)) and rest and not re.search(r"[\d$\\]", rest):
+        line = subject  # "5 is the answer"
     formulas = list(FORMULA.finditer(line))
     words = WORD.findall(FORMULA.sub(" ", line))
     if re.match(r"[A-Za-z]{2,}[\s,]", line) and len(words) >= (1 if formulas else 2):

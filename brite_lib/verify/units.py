@@ -58,10 +58,12 @@ _TABLE: dict[str, tuple[tuple[str, str], ...]] = {
     "euro": (("1", "euro eur"),),
     "pound sterling": (("1", "gbp"),),
     "rupee": (("1", "rupee"),),
-    "half of the day": (("1", "am a.m."),),
-    "other half": (("1", "pm p.m."),),
+    "half of the day": (("1", "am"),),
+    "other half": (("1", "pm"),),
     "angle": (("1", "rad radian"),),
-    "temperature": (("1", "kelvin"),),
+    "temperature": (("1", "kelvin"),),  # scales with other zeros are other quantities
+    "celsius": (("1", "celsius °c °celsius"),),
+    "fahrenheit": (("1", "fahrenheit °f °fahrenheit"),),
     "force": (("1", "N newton"),),
     "energy": (("1", "J joule"), ("1000", "kJ kilojoule")),
     "power": (("1", "W watt"),),
@@ -81,19 +83,23 @@ _SPACE = r"(?:\s|~|\\[,;: ]|\\q?quad(?![a-zA-Z]))*"
 # "… \text{ cm}^2", "… cm^{2}", "12 square centimeters", "5 m", "576\pi\;m^{2}"; a letter glued to a formula is a variable.
 _AFTER = re.compile(rf"(.*?){_SPACE}\\text\{{\s*([^{{}}]*?)\s*\}}({_POWER})", re.DOTALL)
 _LONG = "|".join(sorted((re.escape(name) for name in _WORDS if len(name) > 1), key=len, reverse=True))
-_GLUED = re.compile(rf"(.*?[\d}}i)]){_SPACE}((?:{_LONG})s?)({_POWER})")
+_GLUED = re.compile(rf"(.*?(?:[\d}})]|(?<![a-zA-Z])i)){_SPACE}((?:{_LONG})s?)({_POWER})")
 _SPACED = re.compile(rf"(.*?)(?:~|\\[,;: ]|\\q?quad(?![a-zA-Z]))+\s*([a-zA-Z]{{1,3}}(?:/[a-zA-Z]{{1,3}})?)({_POWER})")
-_PLAIN = re.compile(rf"(-?[\d.,/]+|-?\\frac\{{\d+\}}\{{\d+\}}|.*10\^\{{-?\d+\}})\s([A-Za-z][A-Za-z./ ]*?)({_POWER})")
-_COUNTED = re.compile(r"(?!.*\b(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod)\b)(?:[A-Za-z]{3,}\s?)+")
+_PLAIN = re.compile(rf"(-?[\d.,:/]+|-?\\frac\{{\d+\}}\{{\d+\}}|.*10\^\{{-?\d+\}})\s([A-Za-z][A-Za-z./ ]*?)({_POWER})")
+_TIGHT = re.compile(rf"(-?[\d.,/]+)([a-zA-Z])({_POWER})")
+_COUNTED = re.compile(r"(?!.*\b(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod)\b)(?:[A-Za-z]{3,}(?:/[A-Za-z]+)?\s?)+")
 
 
-def split_unit(text: str) -> tuple[str, Unit | None]:
-    """(value, unit) of a normalised answer; the unit is None if there is none or it is a counted thing (apples)."""
+def split_unit(text: str, tight: bool = False) -> tuple[str, Unit | None]:
+    """(value, unit) of a normalised answer; the unit is None if there is none or it is a counted thing (apples).
+
+    ``tight``: one letter right behind a number, ``2h``, is a unit and no variable.
+    """
     if mark := _MARK.fullmatch(text):
         return mark[1], DEGREE if re.search("circ|deg", mark[2]) else PERCENT
     if money := _BEFORE.fullmatch(text):
         return money[1] + money[3], _parse(_CURRENCY[money[2]], "")
-    for pattern in (_AFTER, _GLUED, _SPACED, _PLAIN):
+    for pattern in (_AFTER, _GLUED, _SPACED, _PLAIN, *([_TIGHT] if tight else [])):
         found = pattern.fullmatch(text)
         if found and found[1].strip() and not re.search(r"[=<>]\s*$", found[1]):
             unit = _parse(found[2], found[3])
@@ -104,13 +110,13 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
 
 def _parse(words: str, power: str) -> Unit | None:
     """The unit that words name: ``square centimeters``, ``miles per hour``, ``km/h``; None if they name no unit of measure."""
-    exponent = int(re.sub(r"[^\d-]", "", power) or 1)
     powers: dict[str, int] = {}
-    factor, sign, times = Fraction(1), 1, exponent
-    expression = " ".join(_COMPOUND.get(word, word) for word in words.replace("\\", "").split())
+    factor, sign, times = Fraction(1), 1, 1
+    words = re.sub(r"\bdegrees?\s+(?=(?:[CF]|celsius|fahrenheit)\b)", "°", words.replace("\\", ""), flags=re.IGNORECASE)
+    expression = " ".join(_COMPOUND.get(word, word) for word in words.split()) + power.replace(" ", "")  # the power is the last unit's
     for word in re.findall(r"/|[^\s/^]+(?:\^\{?-?\d\}?)?", expression):
         if word in ("/", "per"):
-            sign, times = -1, exponent
+            sign, times = -1, 1
             continue
         if word.lower() in ("square", "sq", "sq.", "cubic", "cu", "cu."):
             times = 2 if word.lower().startswith("sq") else 3
@@ -124,10 +130,11 @@ def _parse(words: str, power: str) -> Unit | None:
             return None
         powers[known[0]] = powers.get(known[0], 0) + sign * times
         factor *= known[1] ** (sign * times)
-        times = exponent
+        times = 1
     return Unit(tuple(sorted(powers.items())), factor) if powers else None
 
 
 def _lookup(name: str) -> tuple[str, Fraction] | None:
     name = name if name in _WORDS else name.lower()
-    return _WORDS.get(name) or _WORDS.get(name.rstrip(".")) or (_WORDS.get(name.rstrip(".").removesuffix("s")) if len(name) > 2 else None)
+    plain = name.replace(".", "")  # in., a.m.
+    return _WORDS.get(plain) or (_WORDS.get(plain.removesuffix("s")) if len(plain) > 2 else None)
