@@ -174,9 +174,10 @@ def _same_members(golds: list[str], guesses: list[str]) -> bool:
 
 def _assigned(text: str) -> tuple[str | None, str]:
     """(name, value) of ``x = 5``, ``f(x) = … = 5`` or ``x \\approx 5``; the name is None for anything else."""
-    exact = _split(text, r"=|\\equiv(?![a-zA-Z])")
-    *sides, value = [*exact[:-1], *_split("".join(exact[-1:]), r"\\approx(?![a-zA-Z])")[: 2 if len(exact) < 2 else 1]] or [text]
-    return (compact(sides[0]), value) if sides and _NAME.fullmatch(sides[0]) else (None, text)
+    *sides, last = _split(text, r"=|\\equiv(?![a-zA-Z])") or [text]
+    exact, *rounded = _split(last, r"\\approx(?![a-zA-Z])") or [last]
+    name, value = (sides[0], exact) if sides else (exact, rounded[-1]) if rounded else ("", text)
+    return (compact(name), value) if _NAME.fullmatch(name) else (None, text)
 
 
 def _equations_equal(gold: str, guess: str) -> bool | None:

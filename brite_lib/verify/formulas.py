@@ -40,7 +40,7 @@ def factor(gold: str, guess: str) -> float | None:
     if right is None or value is None:
         return None
     factors = [a / b for a, b in _values(right, value) if b]
-    same = bool(factors) and all(abs(other - factors[0]) <= 1e-9 * abs(factors[0]) for other in factors)
+    same = len(factors) > 1 and all(abs(other - factors[0]) <= 1e-9 * abs(factors[0]) for other in factors)
     return factors[0].real if same and factors[0].imag == 0 != factors[0].real else None
 
 
