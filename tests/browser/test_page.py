@@ -294,7 +294,7 @@ def test_every_state_fits_and_is_accessible(browse, picture, serious, theme, wid
     assert not page.errors
 
 
-@pytest.mark.parametrize("width", [1000, 860])  # 860: in the report
+@pytest.mark.parametrize("width", [1000, 860, 660])  # 860 in the report, 660 in a notebook of 800
 def test_ids_and_counts_of_problems_are_not_cut(browse, width):
     page = browse([row | {"id": f"gsm8k-test-{row['id'][-5:]}"} for row in ROWS], width=width)
     for part in (".top", ".label"):
