@@ -76,6 +76,7 @@ def test_small_numbers_in_yaml(tmp_path, spelling):
         ({"evaluation": "{limit: 5}"}, ["evaluation: limit", "test_limit"]),
         ({"psi": "3"}, ["psi", "dictionary"]),
         ({"methods": "[base, britte]"}, ["'britte'", "did you mean 'brite'"]),
+        ({"methods": "[base, brite_round2]"}, ["'brite_round2' is unknown; its row comes with rounds"]),
         ({"methods": "[base, base]"}, ["methods", "twice"]),
         ({"methods": "[]"}, ["methods"]),
         ({"seeds": "[-1]"}, ["seeds.0"]),

@@ -77,7 +77,8 @@ class Experiment(Strict):
                     raise ValueError(f"{field}: at least one is needed")
         for method in self.methods:
             if method not in METHODS:
-                raise ValueError(f"methods: {method!r} is unknown{suggestion(method, METHODS)}")
+                known = "; its row comes with rounds" if "_round" in method else suggestion(method, METHODS)
+                raise ValueError(f"methods: {method!r} is unknown{known}")
             if method in STUDENT_METHODS and not self.student:
                 raise ValueError(f"student: method {method} needs another base model to train, a directory or hub name")
         for field in ("methods", "seeds"):

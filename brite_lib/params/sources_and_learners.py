@@ -19,7 +19,7 @@ class PsiParams(EngineStageParams, TrainingStageParams):
         "answer_likelihood", description="reward (i) log P(y*|x,z;θ), or (ii) R/β of a verifier on a sampled y"
     )
     beta: PositiveFloat = Field(1.0, description="β of reward (ii): a correct answer is worth 1/β nats")
-    kl_coef: NonNegativeFloat = Field(1.0, description="c; only c = 1 has the posterior as its optimum")
+    kl_coef: NonNegativeFloat = Field(1.0, description="c; only 1 has the posterior as its optimum")
     brevity_cost: NonNegativeFloat = Field(
         0.0, description="nats that every sampled token of z costs, boundary included: a richer signal o that wants short thinking"
     )

@@ -53,7 +53,7 @@ accelerate_config: str = "auto"  # file for accelerate launch, such as params/ac
 gradient_checkpointing: bool = False  # compute each layer again in the backward pass: long sequences fit, for one forward pass more
 reward: str = "answer_likelihood"  # reward (i) log P(y*|x,z;θ), or (ii) verifier: R/β on a sampled y
 beta: float = 1.0  # β of reward (ii)
-kl_coef: float = 1.0  # c; only c = 1 has the posterior as its optimum
+kl_coef: float = 1.0  # c; only 1 has the posterior as its optimum
 brevity_cost: float = 0.0  # nats that every sampled token of z costs, boundary included: a signal o that wants short thinking
 scorer: str = "frozen"  # who scores y* in reward (i): frozen θ, or live: the policy as it moves (LaTRO)
 answer_signal: str = "log_prob"  # reward (i) is log P(y*|x,z), or prob: P(y*|x,z) itself (VeriFree)
