@@ -127,11 +127,13 @@ def rationale_sft(
         the trained model and metrics: ``loss`` (mean nats per target token of the last log), ``steps``, ``tokens_trained``.
 
     Raises:
-        InputError: one sentence, if the checkpoint cannot be read.
+        InputError: one sentence, if the checkpoint cannot be read, or the rows are no sequences.
     """
     if len(dataset) == 0:
         print("warning: there is no rationale to train on (none was finished, or none correct); θ stays as it is")
         return model, {"loss": float("nan"), "steps": 0, "tokens_trained": 0}
+    if "input_ids" not in dataset.column_names:
+        raise InputError("dataset: has no column input_ids; brite_lib.sft.training_rows makes it from rationales")
     if params.lora:
         torch.manual_seed(params.seed)  # of the adapter's first weights
         model = attach_lora(model, params.lora)

@@ -5,6 +5,7 @@ import copy
 import enumerable
 import pytest
 import torch
+from datasets import Dataset
 from trl import SFTConfig
 
 from brite_lib import tiny_base
@@ -134,6 +135,11 @@ def test_nothing_to_train_on_leaves_the_model_alone(tmp_path, capsys):
     )
     assert metrics["steps"] == 0 and all(torch.equal(a, b) for a, b in zip(before, trained.parameters(), strict=True))
     assert "no rationale to train on" in capsys.readouterr().out
+
+
+def test_rationales_are_no_sequences_yet(tmp_path):
+    with pytest.raises(InputError, match="no column input_ids; brite_lib.sft.training_rows makes it"):
+        rationale_sft(enumerable.model(0), Dataset.from_list(rows()), enumerable.template(), ThetaParams.parse(SETTINGS), tmp_path)
 
 
 def test_a_copy_of_the_trained_model_computes_with_its_own_weights(tmp_path):
