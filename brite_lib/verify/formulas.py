@@ -109,7 +109,9 @@ def _agree(right: object, value: object) -> bool | None:
     if all(abs(a - b) <= 1e-9 * abs(a) for a, b in values):
         return True
     several = any(a.imag or b.imag for a, b in values) and any(
-        power.exp.is_Rational and not power.exp.is_integer for side in (right, value) for power in side.atoms(sympy.Pow)
+        power.free_symbols and power.exp.is_Rational and not power.exp.is_integer
+        for side in (right, value)
+        for power in side.atoms(sympy.Pow)
     )
     return None if several or _unknown_functions(right) != _unknown_functions(value) else False  # roots have several branches
 
