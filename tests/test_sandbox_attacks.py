@@ -67,6 +67,7 @@ GREEDY = {
     "memory in C": ("libc = ctypes.CDLL(None)\nlibc.malloc.restype = ctypes.c_void_p\nfor _ in range(1000): ctypes.memset(libc.malloc(10**7), 1, 10**7)",
                     "exited"),
     "memory outside the limit": ("import os\nfor i in range(100): os.write(os.memfd_create('x'), bytes(10**7))", "failed"),
+    "memory in the kernel": ("libc = ctypes.CDLL(None)\nfor _ in range(100): assert libc.msgget(0, 0o1600) >= 0 <= libc.semget(0, 100, 0o1600)", "failed"),
     "threads": ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(100,)).start()", "failed"),
     "10 GB file": ("with open('big', 'wb') as f:\n    for _ in range(10000): f.write(bytes(10**6))", "failed"),
     "many files": ("for i in range(10000): open(f'f{i}', 'wb').write(bytes(10**6))", "failed"),

@@ -27,11 +27,12 @@ REFUSED = {
     "x86_64": {
         "fork": 57, "vfork": 58, "execve": 59, "execveat": 322, "socket": 41, "kill": 62, "tkill": 200, "tgkill": 234,
         "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "pidfd_send_signal": 424, "shmget": 29, "memfd_create": 319,
-        "memfd_secret": 447,
+        "memfd_secret": 447, "msgget": 68, "semget": 64, "mq_open": 240,
     },
     "aarch64": {
         "execve": 221, "execveat": 281, "socket": 198, "kill": 129, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138,
         "rt_tgsigqueueinfo": 240, "pidfd_send_signal": 424, "shmget": 194, "memfd_create": 279, "memfd_secret": 447,
+        "msgget": 186, "semget": 190, "mq_open": 180,
     },
 }  # fmt: skip
 # End the process (SIGSYS): other processes' memory, namespaces and mounts, and parts of the kernel known for their holes.
