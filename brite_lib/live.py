@@ -27,10 +27,11 @@ CSS = """
 .brite-live figcaption{opacity:.75}
 .brite-live figcaption b{opacity:1;font-variant-numeric:tabular-nums;float:right;margin-left:1em}
 .brite-live svg text{font-size:9px;fill:currentColor;opacity:.75}
-.brite-live table{font:inherit}
-.brite-live table th{text-align:left;opacity:.75;font-weight:normal}
-.brite-live table td{text-align:left;vertical-align:top;padding:2px 12px 2px 0;overflow-wrap:anywhere;white-space:pre-wrap}
-.brite-live table td:first-child{white-space:nowrap;font-variant-numeric:tabular-nums}
+.brite-live table.batch{font:inherit}
+.brite-live table.batch :is(th,td){text-align:left;vertical-align:top;padding:2px 12px 2px 0}
+.brite-live table.batch th{opacity:.75;font-weight:normal}
+.brite-live table.batch td{overflow-wrap:anywhere;white-space:pre-wrap}
+.brite-live table.batch td:first-child{white-space:nowrap;font-variant-numeric:tabular-nums}
 """
 
 
@@ -110,7 +111,8 @@ class _Picture:
         return (
             f'<style>{CSS}</style><div class="brite-live" role="group" aria-label="ψ-update, step {step}">'
             f"<b>step {step} of {self.trainer.config.steps}</b><div class=curves>{curves}</div>"
-            f"<table><thead><tr><th>reward</th><th>question</th><th>rationale of this batch</th></tr></thead>{samples}</table></div>"
+            "<table class=batch><thead><tr><th>reward</th><th>question</th><th>rationale of this batch</th></tr></thead>"
+            f"{samples}</table></div>"
         )
 
 

@@ -175,8 +175,8 @@ def _bars(ax: Axes, budget: Budget) -> None:
         ax.bar([str(t) for t in at], height, bottom=np.where(height >= 0, above, below), color=colour, label=label, width=0.6)
         above, below = above + np.maximum(height, 0), below + np.minimum(height, 0)
     ax.axhline(budget.start, color="black", lw=0.8, ls=":", label="D_A at the start")
-    ax.margins(y=0.08)  # the dotted line is to be seen above the bars
-    ax.set(title="Who gets the budget", xlabel="T", ylabel="nats")
+    top = 1.08 * max(above.max(), budget.start)  # the dotted line is to be seen above the bars
+    ax.set(title="Who gets the budget", xlabel="T", ylabel="nats", ylim=(None, top))
     ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
 
