@@ -3,12 +3,12 @@
 See profiles/slurm and docs/scaling.md. Nothing here imports torch: the Snakefile is read again for every job.
 """
 
+import argparse
 import importlib.util
 import shlex
 import shutil
 import socket
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,11 +65,10 @@ def runs_on_cluster(profile: Path | None, options: Sequence[str], submits: bool 
     Raises:
         InputError: one sentence: no such profile, no partition, no plugin, no ``sbatch``.
     """
-    settings = _read(profile) if profile else {}
-    asked = dict(pairwise(options)).get("--executor")
-    if (asked or settings.get("executor")) != "slurm":
+    settings, asked = _read(profile) if profile else {}, read_options(options)
+    if (asked.executor or settings.get("executor")) != "slurm":
         return False
-    named = [*_pairs(settings.get("default-resources")), *(option.split("=", 1) for option in options if "=" in option)]
+    named = _pairs(settings.get("default-resources")) + _pairs(asked.default_resources)
     if not any(name == "slurm_partition" and str(value).strip() for name, value in named):
         where = f"{profile}/config.yaml: default-resources: slurm_partition" if profile else "--default-resources: slurm_partition"
         raise InputError(f"{where}: names no partition, and a job without one may land anywhere; sinfo lists those of your cluster")
@@ -78,6 +77,17 @@ def runs_on_cluster(profile: Path | None, options: Sequence[str], submits: bool 
     if submits and shutil.which("sbatch") is None:
         raise InputError("executor slurm: there is no sbatch here; start the run on a machine that submits jobs")
     return True
+
+
+def read_options(options: Sequence[str]) -> argparse.Namespace:
+    """Of Snakemake's options ``executor``, ``default_resources`` and ``only_says`` (it runs nothing), however they are written."""
+    parser = argparse.ArgumentParser(prog="Snakemake's options", add_help=False, allow_abbrev=False)
+    parser.add_argument("-e", "--executor")
+    parser.add_argument("--default-resources", "--default-res", nargs="*")
+    only_says = "-n --dry-run --dryrun -t --touch -l --list-rules --list -S --summary -D --detailed-summary"
+    parser.add_argument(*only_says.split(), dest="only_says", action="store_true")
+    parser.add_argument(*(f"-{letter}" for letter in "afFkp"), dest="others", action="store_true")  # may be written together: -np
+    return parser.parse_known_args(options)[0]
 
 
 def _read(profile: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from brite_lib.cluster import runs_on_cluster
+from brite_lib.cluster import read_options, runs_on_cluster
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text, is_full, remove_temporary
 from brite_lib.fingerprint import code_fingerprint
@@ -40,7 +40,6 @@ from brite_lib.params import (
 )
 from brite_lib.stages import StageSpec, plan, run_directory
 
-RUNS_NOTHING = {"-n", "--dry-run", "--dryrun", "-t", "--touch"}  # Snakemake's options that only say or note something
 RESULT_COLUMNS = ("method", "benchmark", "metric", "k", "mean", "ci_low", "ci_high", "n_problems", "seconds")
 
 
@@ -66,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
             for spec in stages:
                 for parameter in ("engine", "rollout_engine"):
                     check_engine(getattr(spec.params, parameter, "hf"), parameter)
-        on_cluster = runs_on_cluster(arguments.profile, snakemake_options, submits=not RUNS_NOTHING & set(snakemake_options))
+        on_cluster = runs_on_cluster(arguments.profile, snakemake_options, submits=not read_options(snakemake_options).only_says)
         if not (arguments.plan or on_cluster):
             check_processes(stages)
         check_data(stages, hub=not arguments.plan)
@@ -163,7 +162,7 @@ def run(
     if code:
         print_failure(stages, run_dir, started, code)
         return 1
-    if RUNS_NOTHING & set(snakemake_options):
+    if read_options(snakemake_options).only_says:
         return 0
     if experiment.methods:
         print_results(run_dir / "results.csv")
@@ -311,7 +310,10 @@ def _state(spec: StageSpec) -> str:
     path = spec.directory / "stage.json"
     if not path.exists():
         return ""
-    record = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "not readable"
     if record.get("params") != spec.params.model_dump(mode="json"):
         return "done with other parameters"
     return "done" if record.get("code") in (None, code_fingerprint(spec.notebook)) else "done with other code"

@@ -155,7 +155,7 @@ def _task_stages(
 
     train = {"model": model, "data": task.data, "split": task.train_split, "limit": task.train_limit}
     answered = {"test_data": task.test_data, "test_split": task.test_split, "test_limit": task.test_limit, "benchmark": task.name}
-    student_files = _local_model(experiment.student, "")[1] if experiment.student else ()
+    student_files = _student_files(experiment)
     steps = {step.name: step for method in experiment.methods for step in steps_of(method, experiment)}
     for step in () if task.models_of else steps.values():
         fields = train | step.fields | (answered if step.answers_itself else {})
@@ -173,19 +173,20 @@ def _task_stages(
 
 
 def _harness_stages(experiment: Experiment, model: str, sources: tuple[Path, ...], where: str) -> list[StageSpec]:
+    bases = {"base": (model, sources), "student": (experiment.student, _student_files(experiment))}
     names = dict.fromkeys(name for method in experiment.methods for name in evaluated(method, experiment))
     stages = []
     for seed in experiment.seeds if experiment.harness_tasks else ():
         for name in names:
             key = f"seed{seed}/harness_{name}"
             place = f"outputs/{experiment.name}/{key}"
-            made_by = model if name == "base" else f"outputs/{experiment.name}/seed{seed}/{name}/model"
+            made_by, files = bases.get(name, (f"outputs/{experiment.name}/seed{seed}/{name}/model", sources))
             own = {"stage": f"harness_{name}", "output_dir": place, "seed": seed, "method": name, "model": made_by}
             values = _known(experiment.common, HarnessParams) | experiment.harness | own | {"tasks": experiment.harness_tasks}
             params = HarnessParams.parse(values, where=_join(where, "harness"))
             notebook = PROJECT_ROOT / "notebooks" / NOTEBOOKS["harness"]
-            inputs = () if name == "base" else (f"seed{seed}/{name}",)
-            stages.append(StageSpec(key, HarnessParams.kind, notebook, params, PROJECT_ROOT / place, inputs, sources))
+            inputs = () if name in bases else (f"seed{seed}/{name}",)
+            stages.append(StageSpec(key, HarnessParams.kind, notebook, params, PROJECT_ROOT / place, inputs, files))
     return stages
 
 
@@ -245,6 +246,10 @@ def _local_model(name: str, where: str) -> tuple[str, tuple[Path, ...]]:
         found = ", only .bin files, which can run code when they are loaded; convert it to safetensors" if any(path.glob("*.bin")) else ""
         raise InputError(f"{where}: {name}: has no *.safetensors weights{found}")
     return _portable(path), tuple(Path(os.path.abspath(file)) for file in (path / "config.json", *weights))
+
+
+def _student_files(experiment: Experiment) -> tuple[Path, ...]:
+    return _local_model(experiment.student, "")[1] if experiment.student else ()
 
 
 def _local_data(name: str, where: str) -> tuple[str, tuple[Path, ...]]:

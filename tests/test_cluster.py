@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from brite_lib import cluster
-from brite_lib.cluster import asked_for, runs_on_cluster
+from brite_lib.cluster import asked_for, read_options, runs_on_cluster
 from brite_lib.errors import InputError
 from brite_lib.params import PROJECT_ROOT, EvalParams, TheoryParams, ThetaParams
 
@@ -44,6 +44,19 @@ def test_options_instead_of_a_profile(installed):
     assert runs_on_cluster(None, ["--executor", "slurm", "--default-resources", "slurm_partition=gpu", "mem_mb=1"])
     with pytest.raises(InputError, match="^--default-resources: slurm_partition: names no partition"):
         runs_on_cluster(None, ["--executor", "slurm"])
+
+
+@pytest.mark.parametrize("executor", [["--executor=slurm"], ["-e", "slurm"], ["-eslurm"]])
+@pytest.mark.parametrize("resources", [["--default-resources=slurm_partition=gpu"], ["--default-res", "mem_mb=1", "slurm_partition=gpu"]])
+def test_options_are_known_however_they_are_written(installed, executor, resources):
+    assert runs_on_cluster(None, ["-k", *executor, *resources, "--forceall"])
+    with pytest.raises(InputError, match="names no partition"):
+        runs_on_cluster(None, [*executor, "--set-resources", "slurm_partition=gpu"])
+
+
+def test_options_that_run_nothing():
+    assert all(read_options(["--forceall", *options]).only_says for options in (["-n"], ["-np"], ["-pFn"], ["--dryrun"], ["--list"]))
+    assert not any(read_options(options).only_says for options in (["-p"], ["--cores", "4"], ["--until", "n"], []))
 
 
 @pytest.mark.parametrize("text", ["executor: slurm", NAMED.replace("gpu", "''"), "executor: slurm\ndefault-resources: [mem_mb=1]"])

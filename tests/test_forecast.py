@@ -136,6 +136,10 @@ def test_the_plan_of_an_experiment_and_what_it_took(tmp_path, capsys):
     forecast = Forecaster(experiment, stages).of(stages[0])
     assert forecast.seconds == 60.0  # 6,000 tokens at the 100 per second that the finished stage had
 
+    (directory / "stage.json").write_text('{"stage": "rs"')
+    run.print_plan(experiment, stages)
+    assert "not readable" in capsys.readouterr().out
+
 
 def test_the_plan_of_a_stage_on_several_gpus(tmp_path, capsys):
     settings = {"processes": 4, "train_batch_size": 8}

@@ -54,6 +54,18 @@ def test_every_row_of_the_table_has_a_stage():
     assert not any("harness" in spec.key for spec in plan(make(harness_tasks=[])))
 
 
+def test_the_student_is_evaluated_as_it_came():
+    changes = {"model": "assets/tiny-base", "student": "assets/tiny-student", "methods": ["base", "student", "distil_sft"]}
+    stages = {spec.key: spec for spec in plan(make(**changes))}
+    harness = {key.removeprefix("seed0/harness_"): spec for key, spec in stages.items() if "harness" in key}
+    assert harness.keys() == {"base", "student", "distil_sft"}
+    assert all(key in stages for spec in harness.values() for key in spec.inputs)
+    assert harness["student"].params.model == "assets/tiny-student"
+    assert {name: spec.sources[0].parent.name for name, spec in harness.items()} == {
+        "base": "tiny-base", "student": "tiny-student", "distil_sft": "tiny-base",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
