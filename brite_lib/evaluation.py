@@ -8,7 +8,7 @@ from torch import nn
 from brite_lib.params import EvalParams
 from brite_lib.rollouts import Sampler, add_scores, generate
 from brite_lib.stats import bootstrap_ci, majority_at_k
-from brite_lib.tables import PREDICTIONS
+from brite_lib.tables import PREDICTIONS, by_problem
 from brite_lib.template import RationaleTemplate
 from brite_lib.tiny_base import accuracy_by_style
 from brite_lib.verify import not_judged
@@ -38,14 +38,11 @@ def summary(rows: Sequence[dict[str, Any]], params: EvalParams) -> dict[str, flo
     sampled = [row for row in rows if row["temperature"] > 0]
     greedy = [row for row in rows if row["temperature"] == 0]
     metrics: dict[str, float] = {}
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in sampled:
-        groups.setdefault(row["id"], []).append(row)
-    if groups:
-        means = [sum(row["correct"] is True for row in group) / len(group) for group in groups.values()]
+    if groups := by_problem(sampled):
+        means = [sum(row["correct"] is True for row in group) / len(group) for group in groups]
         interval = bootstrap_ci(means, resamples=params.bootstrap, seed=params.seed)
         metrics |= dict(zip(("pass@1", "pass@1/low", "pass@1/high"), map(float, interval), strict=True))
-        votes = ([[row[name] for row in group] for group in groups.values()] for name in ("prediction", "correct"))
+        votes = ([[row[name] for row in group] for group in groups] for name in ("prediction", "correct"))
         metrics[f"maj@{params.samples}"] = float(majority_at_k(*votes).mean())
         metrics |= _means("sampled", sampled)
     if greedy:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from brite_lib.params import PROJECT_ROOT
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -34,6 +36,12 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def portable(path: str | Path) -> str:
+    """A path for records and parameters: relative to the project where it lies inside, so that a moved clone stays valid, else absolute."""
+    absolute = Path(os.path.abspath(path))
+    return absolute.relative_to(PROJECT_ROOT).as_posix() if absolute.is_relative_to(PROJECT_ROOT) else str(absolute)
 
 
 def remove_temporary(directory: str | Path) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from brite_lib import costs, sandbox
 from brite_lib.errors import InputError
-from brite_lib.files import atomic_write_text, sha256_of
+from brite_lib.files import atomic_write_text, portable, sha256_of
 from brite_lib.params import PROJECT_ROOT, StageParams, resolve_path
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Stage:
             InputError: one sentence naming the file, if it is missing or not what was written.
         """
         found = resolve_path(path)
-        self._inputs[_key(found)] = checked_digest(found)
+        self._inputs[portable(found)] = checked_digest(found)
         return found
 
     def add_model(self, name: str) -> None:
@@ -125,7 +125,7 @@ class Stage:
 
     def log(self, step: int, **metrics: float) -> None:
         """Append one line to ``metrics.jsonl``."""
-        line = json.dumps(_finite({"step": step, **metrics}))
+        line = json.dumps(for_json({"step": step, **metrics}))
         with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -159,7 +159,7 @@ class Stage:
         for output in map(Path, outputs):
             if not output.exists():
                 raise FileNotFoundError(f"{self.name}: output {output} was not written")
-            hashes[_key(output)] = sha256_of(output)
+            hashes[portable(output)] = sha256_of(output)
         seconds = self._cost["seconds"] + time.monotonic() - self._clock
         gpu_gib, gpus = _gpu_use()
         if gpus and getattr(self.params, "launched", False):
@@ -188,8 +188,8 @@ class Stage:
         }
         shutil.rmtree(self.path("checkpoint"), ignore_errors=True)  # a rerun must not start at the end
         path = self.path("stage.json")
-        atomic_write_text(path, json.dumps(_finite(record), indent=2, ensure_ascii=False) + "\n")
-        print(f"{self.name}: finished in {seconds:.1f} s, peak memory {record['peak_rss_gib']:.2f} GiB; {_key(path)}")
+        atomic_write_text(path, json.dumps(for_json(record), indent=2, ensure_ascii=False) + "\n")
+        print(f"{self.name}: finished in {seconds:.1f} s, peak memory {record['peak_rss_gib']:.2f} GiB; {portable(path)}")
 
 
 def stage_directories(run_dir: Path) -> list[Path]:
@@ -270,12 +270,6 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _key(path: Path) -> str:
-    """A path in a record: relative to the project where it lies inside, so that a moved clone stays valid."""
-    absolute = Path(os.path.abspath(path))
-    return absolute.relative_to(PROJECT_ROOT).as_posix() if absolute.is_relative_to(PROJECT_ROOT) else str(absolute)
-
-
 def _set_threads(threads: int) -> None:
     import torch
 
@@ -321,12 +315,12 @@ def git_commit() -> str | None:
     return answer.stdout.strip()
 
 
-def _finite(value: Any) -> Any:
+def for_json(value: Any) -> Any:
     """The value for JSON: nan and infinities become None, numbers and arrays of NumPy and torch plain ones."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: for_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [for_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from brite_lib import harness
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_path, atomic_write_text
 from brite_lib.params import method_order, resolve_path
-from brite_lib.records import checked_digest, finished_stages, read_record
+from brite_lib.records import checked_digest, finished_stages, for_json, read_record
 from brite_lib.stats import bootstrap_ci, majority_at_k, pass_at_k, t_interval, wilson_interval
 from brite_lib.tables import read_predictions
 
@@ -86,7 +86,7 @@ def _rows(method: str, benchmark: str, paths: dict[int, Path], run_dir: Path) ->
         values = [float(accuracy.mean()) for accuracy in per_seed]
         mean, low, high, kind = _interval(per_seed)
         row = {"method": method, "benchmark": benchmark, "metric": metric, "k": k, "seeds": seeds, "values": values, "mean": mean}
-        row |= {"ci_low": _number(low), "ci_high": _number(high), "ci": kind}
+        row |= {"ci_low": for_json(low), "ci_high": for_json(high), "ci": kind}
         rows.append(row | shared)
     return rows
 
@@ -119,14 +119,14 @@ def _harness_rows(run_dir: Path) -> list[dict[str, Any]]:
             half = math.nan if numbers[0]["stderr"] is None else 1.96 * numbers[0]["stderr"]
             low, high = mean - half, mean + half
         row = {"method": method, "benchmark": benchmark, "metric": metric, "k": 1, "seeds": seeds, "values": values, "mean": mean}
-        row |= {"ci_low": _number(low), "ci_high": _number(high), "ci": "harness's standard error" if len(seeds) == 1 else "t over seeds"}
+        row |= {"ci_low": for_json(low), "ci_high": for_json(high), "ci": "harness's standard error" if len(seeds) == 1 else "t over seeds"}
         rows.append(row | {"n_problems": numbers[0]["n_problems"]} | _mean_cost(paths, run_dir))
     return rows
 
 
 def _mean_cost(evaluations: Sequence[Path], run_dir: Path) -> dict[str, float | None]:
     costs = [_training_cost(path, run_dir) for path in evaluations]
-    return {name: _number(float(np.mean([cost[name] for cost in costs]))) for name in COSTS}
+    return {name: for_json(float(np.mean([cost[name] for cost in costs]))) for name in COSTS}
 
 
 def _accuracies(path: Path) -> tuple[dict[tuple[str, int], NDArray[np.float64]], set[str]]:
@@ -143,8 +143,8 @@ def _accuracies(path: Path) -> tuple[dict[tuple[str, int], NDArray[np.float64]],
     if sampled:
         k = _samples_per_problem(sampled, path)
         ordered = [sorted(sampled[name], key=lambda row: row["sample"]) for name in sorted(sampled)]
-        predictions = _matrix(ordered, lambda row: row["prediction"])
-        correct = _matrix(ordered, lambda row: bool(row["correct"]))
+        predictions = [[row["prediction"] for row in rows] for rows in ordered]
+        correct = [[bool(row["correct"]) for row in rows] for rows in ordered]
         result["pass@1", 1] = pass_at_k(k, [sum(row) for row in correct], 1)
         if k > 1:
             result[f"maj@{k}", k] = majority_at_k(predictions, correct)
@@ -153,10 +153,6 @@ def _accuracies(path: Path) -> tuple[dict[tuple[str, int], NDArray[np.float64]],
             raise InputError(f"{path}: has more than one greedy prediction per problem")
         result["greedy", 1] = np.array([float(bool(greedy[name][0]["correct"])) for name in sorted(greedy)])
     return result, set(greedy or sampled)
-
-
-def _matrix(problems: Sequence[Sequence[dict[str, Any]]], cell: Callable[[dict[str, Any]], Any]) -> list[list[Any]]:
-    return [[cell(row) for row in rows] for rows in problems]
 
 
 def _samples_per_problem(rows: dict[str, list[dict[str, Any]]], path: Path) -> int:
@@ -192,7 +188,3 @@ def _training_cost(evaluation: Path, run_dir: Path) -> dict[str, float]:
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:
     metric = METRIC_ORDER.index(row["metric"]) if row["metric"] in METRIC_ORDER else len(METRIC_ORDER)
     return row["benchmark"], method_order(row["method"]), metric, row["k"]
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

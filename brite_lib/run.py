@@ -145,7 +145,8 @@ def run(
     remove_temporary(run_dir)
     done = sum((spec.directory / "stage.json").exists() for spec in stages)
     print(f"{experiment.name}: {len(stages)} stages, {done} done before; log: {_shown(run_dir / 'snakemake.log')}", flush=True)
-    if not RUNS_NOTHING & set(snakemake_options):
+    only_says = read_options(snakemake_options).only_says
+    if not only_says:
         atomic_write_text(run_dir / "stages.json", json.dumps([spec.key for spec in stages], indent=0) + "\n")
         left = sorted({path.parent for path in run_dir.glob("seed*/*/stage.json")} - {spec.directory for spec in stages})
         if left:
@@ -162,7 +163,7 @@ def run(
     if code:
         print_failure(stages, run_dir, started, code)
         return 1
-    if read_options(snakemake_options).only_says:
+    if only_says:
         return 0
     if experiment.methods:
         print_results(run_dir / "results.csv")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from brite_lib.errors import InputError
+from brite_lib.files import portable
 from brite_lib.params import (
     PROJECT_ROOT,
     STUDENT_METHODS,
@@ -245,7 +246,7 @@ def _local_model(name: str, where: str) -> tuple[str, tuple[Path, ...]]:
     if not weights:
         found = ", only .bin files, which can run code when they are loaded; convert it to safetensors" if any(path.glob("*.bin")) else ""
         raise InputError(f"{where}: {name}: has no *.safetensors weights{found}")
-    return _portable(path), tuple(Path(os.path.abspath(file)) for file in (path / "config.json", *weights))
+    return portable(path), tuple(Path(os.path.abspath(file)) for file in (path / "config.json", *weights))
 
 
 def _student_files(experiment: Experiment) -> tuple[Path, ...]:
@@ -261,13 +262,7 @@ def _local_data(name: str, where: str) -> tuple[str, tuple[Path, ...]]:
         near = suggestion(path.name, [p.name for p in path.parent.glob("*")]) if path.parent.is_dir() else ""
         raise InputError(f"{where}: {name}: no such data file or directory{near}")
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return _portable(path), tuple(Path(os.path.abspath(file)) for file in files)
-
-
-def _portable(path: Path) -> str:
-    """Relative to the project where it lies inside (a moved clone stays up to date), else absolute (kernels have another cwd)."""
-    absolute = Path(os.path.abspath(path))
-    return str(absolute.relative_to(PROJECT_ROOT)) if absolute.is_relative_to(PROJECT_ROOT) else str(absolute)
+    return portable(path), tuple(Path(os.path.abspath(file)) for file in files)
 
 
 def _known(settings: dict[str, Any], cls: type[StageParams]) -> dict[str, Any]:

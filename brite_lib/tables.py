@@ -3,8 +3,10 @@
 What a person picked in the rationale browser comes as JSON lines of the same columns: a name that ends in ``.jsonl`` is read so.
 """
 
+import gzip
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,14 @@ def read_pairs(path: str | Path) -> list[dict[str, Any]]:
     return _read(path, PAIRS)
 
 
+def by_problem(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows of each problem, in the order in which the problems come first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["id"], []).append(row)
+    return list(groups.values())
+
+
 def read_parquet(path: str | Path) -> pa.Table:
     """Any parquet file.
 
@@ -135,6 +145,28 @@ def read_parquet(path: str | Path) -> pa.Table:
             return file.read()
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: is no whole parquet file, it may be truncated: {' '.join(str(error).split())}") from None
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of a ``.jsonl`` or ``.jsonl.gz`` file; no library names the bad line.
+
+    Raises:
+        InputError: one sentence, if it is missing or truncated, or names the line that is no JSON in UTF-8.
+    """
+    number = 0
+    try:
+        with (gzip.open if Path(path).suffix == ".gz" else open)(path, "rb") as lines:  # decoded one by one: text is read ahead in blocks
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, json.loads(line.rstrip().decode("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: row {number}: is no JSON object: {error.msg} at column {error.colno}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: row {number}: is not UTF-8 text") from None
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{path}: breaks off after row {number}, it may be truncated: {error}") from None
 
 
 def _columns(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: str | Path) -> list[pa.Array]:
@@ -156,7 +188,10 @@ def _columns(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: str | Path
 
 def _read(path: str | Path, schema: pa.Schema) -> list[dict[str, Any]]:
     if Path(path).suffix == ".jsonl":
-        return pa.Table.from_arrays(_columns(_json_lines(path), schema, path), schema=schema).to_pylist()
+        rows = dict(read_json_lines(path))
+        if none := [number for number, row in rows.items() if not isinstance(row, dict)]:
+            raise InputError(f"{path}: row {none[0]}: is no JSON object")
+        return pa.Table.from_arrays(_columns(list(rows.values()), schema, path), schema=schema).to_pylist()
     table = read_parquet(path)
     for name in table.column_names:
         if name not in schema.names:
@@ -176,23 +211,6 @@ def _read(path: str | Path, schema: pa.Schema) -> list[dict[str, Any]]:
         if not field.nullable and column.null_count:
             raise InputError(f"{path}: row {column.is_valid().index(False).as_py() + 1}: {field.name}: is missing")
     return pa.Table.from_arrays(columns, names=schema.names).to_pylist()
-
-
-def _json_lines(path: str | Path) -> list[dict[str, Any]]:
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
-    rows = []
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):  # text may hold other line ends
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}: line {number}: is no JSON object")
-        rows.append(row)
-    return rows
 
 
 def _misfit(value: Any, kind: pa.DataType) -> str:

@@ -7,6 +7,7 @@ that completes the boundary also holds text beyond it.
 """
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,23 +201,16 @@ class RationaleTemplate:
 
     def boundary_end(self, ids: list[int]) -> int | None:
         """Number of tokens after which the text first holds the boundary, None if it never does."""
-        boundary = self.formats.boundary
-        if boundary not in self.decode(ids):
+        if self.formats.boundary not in self.decode(ids):
             return None
-        low, high = 1, len(ids)
-        while low < high:  # whether a prefix holds the boundary is monotone in its length
-            middle = (low + high) // 2
-            low, high = (low, middle) if boundary in self.decode(ids[:middle]) else (middle + 1, high)
-        return low
+        # Whether a prefix holds the boundary is monotone in its length.
+        return 1 + bisect_left(range(1, len(ids)), True, key=lambda length: self.formats.boundary in self.decode(ids[:length]))
 
     def boundary_start(self, ids: list[int]) -> int:
         """Number of tokens before the boundary that ends a finished z; a token that straddles its beginning belongs to it."""
         start = len(self.decode(ids)) - len(self.formats.boundary)
-        low, high = 0, len(ids)
-        while low < high:  # the text of a prefix grows with its length
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if len(self.decode(ids[:middle])) <= start else (low, middle - 1)
-        return low
+        # The text of a prefix grows with its length.
+        return bisect_right(range(1, len(ids) + 1), start, key=lambda length: len(self.decode(ids[:length])))
 
     def _prompt(self, text: str) -> list[int]:
         if not self.chat:

@@ -94,8 +94,8 @@ def test_json_lines_are_read_like_parquet(tmp_path):
     path.write_text(json.dumps(strange, ensure_ascii=False) + "\n\n" + json.dumps(HUMAN) + "\n", encoding="utf-8")
     assert read_rationales(path) == [strange, dict.fromkeys(RATIONALES.names) | HUMAN]
     for line, words in [
-        ('{"id": "a"', "line 1: is no JSON object"),
-        ("3", "line 1: is no"),
+        ('{"id": "a"', "row 1: is no JSON object"),
+        ("3", "row 1: is no"),
         ('{"id": "a"}', "row 1: question: is missing"),
     ]:
         path.write_text(line)

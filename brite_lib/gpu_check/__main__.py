@@ -8,7 +8,6 @@ import argparse
 import gc
 import importlib.metadata
 import json
-import math
 import platform
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from brite_lib.files import atomic_write_text
 from brite_lib.gpu_check.checks import CHECKS, EMBEDDED, SMALL, Outcome, Setup, Size, peak_gib, reset_peak
 from brite_lib.models import load_template
 from brite_lib.params import PROJECT_ROOT
-from brite_lib.records import git_commit
+from brite_lib.records import for_json, git_commit, readable
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "pydantic", "numpy", "pyarrow", "tokenizers", "vllm")
 
@@ -43,7 +42,7 @@ def run_check(check: Callable[[Setup], Outcome | None], setup: Setup) -> dict[st
         if outcome is None:
             entry["status"] = "not importable"
         else:
-            entry["numbers"] = {name: _finite(value) for name, value in outcome.numbers.items()}
+            entry["numbers"] = for_json(outcome.numbers)
             entry["failures"] = [sentence for sentence, fulfilled in outcome.requirements.items() if not fulfilled]
             entry["status"] = "failed" if entry["failures"] else "passed"
     return entry | {"seconds": round(time.perf_counter() - started, 1), "peak_gpu_gib": peak_gib(setup.device)}
@@ -95,10 +94,10 @@ def table(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, entry in results["checks"].items():
-        said = [f"{what}: {_short(value)}" for what, value in entry["numbers"].items()]
+        said = [f"{what}: {readable(value)}" for what, value in entry["numbers"].items()]
         said += [f"**not met**: {failure}" for failure in entry["failures"]]
         text = "; ".join(said).replace("|", "\\|").replace("\n", " ")
-        lines.append(f"| {name} | {entry['status']} | {entry['seconds']} | {_short(entry['peak_gpu_gib'])} | {text} |")
+        lines.append(f"| {name} | {entry['status']} | {entry['seconds']} | {readable(entry['peak_gpu_gib'])} | {text} |")
     return "\n".join(lines)
 
 
@@ -135,14 +134,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         atomic_write_text(path, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     print(f"\n{table(results)}\n\n{path}")
     return int(any(entry["status"] == "failed" for entry in results["checks"].values()))
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _short(value: Any) -> str:
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

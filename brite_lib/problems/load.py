@@ -1,9 +1,7 @@
 """``load_problems``: one table of problems from any source, every row checked before anything is computed."""
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -18,7 +16,7 @@ from brite_lib.errors import InputError
 from brite_lib.params import is_path, is_toy, resolve_path, suggestion
 from brite_lib.problems.problem import Problem
 from brite_lib.problems.toy import HUMANS, LEVELS, SPLITS, toy_problems
-from brite_lib.tables import read_parquet
+from brite_lib.tables import read_json_lines, read_parquet
 
 FEATURES = Features({name: List(Value("string")) if name == "choices" else Value("string") for name in Problem.model_fields})
 FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
@@ -140,23 +138,7 @@ def _ending(path: Path) -> str:
 
 
 def _read(path: Path) -> Iterator[tuple[int, Any]]:
-    return enumerate(read_parquet(path).to_pylist(), start=1) if path.suffix == ".parquet" else _json_lines(path)
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, value); read here and not by ``datasets``, which cannot name the bad line."""
-    number = 0
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:  # decoded line by line: text is read ahead in blocks
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, json.loads(line.rstrip().decode("utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: row {number}: is no JSON object: {error.msg} at column {error.colno}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: row {number}: is not UTF-8 text") from None
-    except (EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{path}: breaks off after row {number}, it may be truncated: {error}") from None
+    return enumerate(read_parquet(path).to_pylist(), start=1) if path.suffix == ".parquet" else read_json_lines(path)
 
 
 def _from_hub(source: str, split: str) -> Iterable[dict[str, Any]]:

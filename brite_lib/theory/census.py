@@ -34,7 +34,7 @@ from brite_lib.lifeline import die_with_ancestors
 from brite_lib.progress import progress
 from brite_lib.theory.em import EMTrace, run_em_on
 from brite_lib.theory.instances import VERIFIERS, Instance, random_instance, sufficient_ridge
-from brite_lib.theory.model import Array, Model, divergence_a, objective
+from brite_lib.theory.model import Array, Model, check_counts, divergence_a, objective
 from brite_lib.theory.optimum import Optimum, best_of_starts, m_step_attained, missing_information, own_limit
 from brite_lib.theory.theorem import budget, check_theorem, identities, unconditional_bound
 
@@ -247,9 +247,7 @@ def run_census(
     Raises:
         InputError: for a count or number of processes below 1, or if ``<path>.parts`` belongs to other limits.
     """
-    for name, value in (("count", count), ("processes", processes), ("max_steps", max_steps), ("starts", starts)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} must be a whole number of at least 1, found {value!r}")
+    check_counts(1, count=count, processes=processes, max_steps=max_steps, starts=starts)
     path = Path(path)
     parts = path.with_name(path.name + ".parts")
     _claim(parts, {"max_steps": max_steps, "starts": starts})

@@ -17,6 +17,7 @@ from brite_lib.theory.model import (
     BLOCK,
     Array,
     Model,
+    check_counts,
     check_distribution,
     finite,
     kl_posteriors,
@@ -123,8 +124,7 @@ def run_em(
 
 def run_em_on(model: Model, theta0: Array, steps: int) -> EMTrace:
     """:func:`run_em` on a checked model."""
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
-        raise InputError(f"steps must be a whole number of at least 0, found {steps!r}")
+    check_counts(0, steps=steps)
     basis = visible_directions(model)
     theta, done = [theta0], []
     for _ in range(steps):

@@ -13,7 +13,7 @@ import scipy.spatial.distance
 from numpy.typing import ArrayLike
 
 from brite_lib.errors import InputError
-from brite_lib.theory.model import Array, finite
+from brite_lib.theory.model import Array, check_positive, finite
 
 KERNELS = ("rbf", "linear", "tabular")
 NEGATIVE = 1e-8  # an eigenvalue below −NEGATIVE × the largest is no rounding error
@@ -48,11 +48,10 @@ def kernel_features(
     n = points.shape[0]
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, (int, np.integer)) or not 1 <= rank <= n):
         raise InputError(f"rank must be a whole number from 1 to the number of points ({n}) or None, found {rank!r}")
-    if not isinstance(length_scale, (int, float, np.number)) or not np.isfinite(length_scale) or length_scale <= 0:
-        raise InputError(f"length_scale must be a positive number, found {length_scale!r}")
+    length_scale = check_positive("length_scale", length_scale)
     if method not in ("exact", "nystrom"):
         raise InputError(f"method must be 'exact' or 'nystrom', found {method!r}")
-    gram = _gram_function(points, kernel, float(length_scale))
+    gram = _gram_function(points, kernel, length_scale)
     everything = np.arange(n)
     if method == "nystrom":
         return _pivoted_cholesky(gram, n, rank or n)

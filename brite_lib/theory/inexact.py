@@ -30,6 +30,7 @@ from brite_lib.theory.em import solve_m_step, visible_directions
 from brite_lib.theory.model import (
     Array,
     Model,
+    check_counts,
     divergence_a,
     divergence_b,
     information,
@@ -68,10 +69,7 @@ class EStep:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, found {self.method!r}")
-        for name in ("steps", "epochs", "samples"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, found {value!r}")
+        check_counts(1, steps=self.steps, epochs=self.epochs, samples=self.samples)
         if not 0 < self.learning_rate < np.inf or (self.method == "natural_gradient" and self.learning_rate > 1):
             raise InputError(f"learning_rate must be positive, and at most 1 for natural_gradient, found {self.learning_rate}")
         if not self.clip > 0 or not -np.inf < self.reward_floor < 0:
@@ -115,9 +113,8 @@ def run_inexact_em(
     Raises:
         InputError: for bad input, or if an M-step does not reach its residual.
     """
-    for name, value, least in (("steps", steps, 0), ("m_steps", 1 if m_steps is None else m_steps, 1)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise InputError(f"{name} must be a whole number of at least {least}, found {value!r}")
+    check_counts(0, steps=steps)
+    check_counts(1, m_steps=1 if m_steps is None else m_steps)
     e_step, rng = e_step or EStep(), np.random.default_rng(seed)
     basis, rate = visible_directions(model), 1 / smoothness(model)
     theta, log_q, rows = [model.theta(theta0, "theta0")], None, []

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from brite_lib.errors import InputError
 from brite_lib.theory.em import EMTrace, run_em_on
 from brite_lib.theory.features import Kernel, kernel_features
-from brite_lib.theory.model import Array, Model, check_evidence, check_ridge, finite
+from brite_lib.theory.model import Array, Model, check_evidence, check_positive, check_ridge, finite
 
 VERIFIERS = ("answer", "pair", "noisy", "soft")
 
@@ -68,8 +68,7 @@ def noisy_evidence(correct: ArrayLike, error: float = 0.05) -> Array:
 def soft_evidence(reward: ArrayLike, beta: float = 1.0) -> Array:
     """exp(R/β), (X, S), for rewards R ≤ 0 (BRiTE section 4.1, reward ii); a larger R would not be a probability."""
     reward = finite("reward", reward, 2, "(X, S)")
-    if not np.isfinite(beta) or beta <= 0:
-        raise InputError(f"beta must be a positive number, found {beta}")
+    beta = check_positive("beta", beta)
     if reward.max() > 0:
         raise InputError(f"rewards must be at most 0 so that exp(R/beta) is a probability, found {reward.max():g}: subtract the largest")
     return check_evidence(np.exp(reward / beta), reward.shape)

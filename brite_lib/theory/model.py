@@ -144,6 +144,20 @@ def check_ridge(ridge: float) -> float:
     return float(ridge)
 
 
+def check_positive(name: str, value: float) -> float:
+    """A finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < np.inf:
+        raise InputError(f"{name} must be a positive number, found {value!r}")
+    return float(value)
+
+
+def check_counts(least: int, **counts: int) -> None:
+    """Whole numbers of at least ``least``, by their names."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise InputError(f"{name} must be a whole number of at least {least}, found {value!r}")
+
+
 def log_sum_exp(values: Array) -> Array:
     """log Σ exp over the last axis; three lines, because scipy's costs twenty times as much on small arrays."""
     top = values.max(-1, keepdims=True)
@@ -211,7 +225,7 @@ def hessian(model: Model, theta: Array) -> Array:
 
 
 def kl_rows(log_p: Array, log_q: Array) -> Array:
-    """KL(p ‖ q) over the last axis, for log-probabilities that may be −inf in the same places.
+    """KL(p ‖ q) over the last axis, for log-probabilities; inf where q is 0 and p is not.
 
     Each pair adds p·(ratio − 1 − log ratio) ≥ 0, so a divergence of 1e-20 has correct digits where Σ p·log(p/q) would
     leave 1e-16 of rounding.

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import kl_div, logsumexp
 
 from brite_lib.errors import InputError
+from brite_lib.theory.model import check_positive
 
 Array = NDArray[np.float64]
 NORMALISED = 1e-6  # conditionals that come from float32 are off by about 1e-7
@@ -77,7 +78,7 @@ def soft_value_iteration(rewards: Sequence[ArrayLike], beta: float = 1.0) -> Sof
     Raises:
         InputError: for shapes that do not fit, NaN, +inf, or beta ≤ 0.
     """
-    tables, beta = _tables(rewards, "rewards"), _positive(beta, "beta")
+    tables, beta = _tables(rewards, "rewards"), check_positive("beta", beta)
     value = np.zeros(tables[0].shape * len(tables))
     values, log_policy = [value], []
     for reward in reversed(tables):
@@ -193,25 +194,20 @@ def _tables(tables: Sequence[ArrayLike], name: str) -> list[Array]:
     size = arrays[0].shape[0] if arrays and arrays[0].ndim == 1 else 0
     if not size or any(array.shape != (size,) * (h + 1) for h, array in enumerate(arrays)):
         raise InputError(f"{name} must be H arrays of shapes (V,), (V, V), …, found {[array.shape for array in arrays]}")
-    for h, array in enumerate(arrays):
-        if np.isnan(array).any() or np.isposinf(array).any():
-            raise InputError(f"{name}[{h}] must hold finite numbers or −inf, found NaN or +inf")
-    return arrays
+    return [_below_infinity(array, f"{name}[{h}]") for h, array in enumerate(arrays)]
 
 
 def _terminal(terminal: ArrayLike, tables: list[Array], name: str) -> Array:
     array = np.asarray(terminal, dtype=np.float64)
     if array.shape != tables[-1].shape:
         raise InputError(f"{name} must have one entry per sequence, shape {tables[-1].shape}, found {array.shape}")
+    return _below_infinity(array, name)
+
+
+def _below_infinity(array: Array, name: str) -> Array:
     if np.isnan(array).any() or np.isposinf(array).any():
         raise InputError(f"{name} must hold finite numbers or −inf, found NaN or +inf")
     return array
-
-
-def _positive(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not (value > 0 and math.isfinite(value)):
-        raise InputError(f"{name} must be a positive number, found {value!r}")
-    return float(value)
 
 
 def _checked(log_prior: Sequence[ArrayLike], log_evidence: ArrayLike, c: float) -> tuple[list[Array], Array, float]:
@@ -220,4 +216,4 @@ def _checked(log_prior: Sequence[ArrayLike], log_evidence: ArrayLike, c: float) 
         worst = float(np.abs(logsumexp(table, axis=-1)).max())
         if worst > NORMALISED:
             raise InputError(f"log_prior[{h}] must be conditional log-probabilities, but a row's log-sum-exp is {worst:.3g} away from 0")
-    return prior, _terminal(log_evidence, prior, "log_evidence"), _positive(c, "c")
+    return prior, _terminal(log_evidence, prior, "log_evidence"), check_positive("c", c)

@@ -29,6 +29,7 @@ from brite_lib.theory.model import (
     divergence_b,
     gradient,
     kl_reasoners,
+    kl_rows,
     log_softmax,
     objective,
 )
@@ -195,11 +196,5 @@ def reverse_telescoping(trace: EMTrace, model: Model) -> tuple[Array, Array]:
     logs = [log_softmax(model.logits(theta)) for theta in trace.theta]
     best = np.where(evidence == top[:, None], logs[0], -np.inf)
     best = best - np.logaddexp.reduce(best, axis=1, keepdims=True)
-    divergence = np.array([float(model.weights @ _kl_on_support(best, log)) for log in logs])
+    divergence = np.array([float(model.weights @ kl_rows(best, log)) for log in logs])
     return gap.cumsum(), divergence[0] - divergence[1:]
-
-
-def _kl_on_support(log_p: Array, log_q: Array) -> Array:
-    """KL(p ‖ q), (X,), where p is zero on some pairs that q keeps."""
-    p = np.exp(log_p)
-    return np.where(p > 0, p * (np.where(p > 0, log_p, 0.0) - log_q), 0.0).sum(1)
