@@ -19,12 +19,12 @@ from brite_lib import costs
 from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
 from brite_lib.files import atomic_write_text
-from brite_lib.models import attach_lora, check_vocabulary, merged
+from brite_lib.models import attach_lora, check_vocabulary, merged, warn_of_lost_steps
 from brite_lib.params import DpoParams, resolve_path
 from brite_lib.rollouts import generate, open_sampler, sample_seed
-from brite_lib.sft import TrainerLog, plain_forward, trl_settings
+from brite_lib.sft import TrainerLog, on_one_gpu, plain_forward, trl_settings
 from brite_lib.shared_batches import EachRowOnce
-from brite_lib.tables import PAIRS, read_pairs, write_table
+from brite_lib.tables import PAIRS, by_problem, read_pairs, write_table
 from brite_lib.template import RationaleTemplate
 from brite_lib.verify import not_judged
 
@@ -92,17 +92,13 @@ def make_pairs(rows: Sequence[dict[str, Any]], seed: int = 0) -> tuple[list[dict
     Raises:
         InputError: if no problem has a contrast.
     """
-    problems: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
-    for row in rows:
-        if row["correct"] is None:  # not judged: neither preferred nor rejected
-            continue
-        right, wrong = problems.setdefault(row["id"], ([], []))
-        (right if row["correct"] else wrong).append(row)
+    judged = by_problem(row for row in rows if row["correct"] is not None)  # the others are neither preferred nor rejected
+    problems = [tuple([row for row in group if row["correct"] == verdict] for verdict in (True, False)) for group in judged]
     report = {
         "problems": len(problems),
-        "pairs": sum(bool(right and wrong) for right, wrong in problems.values()),
-        "all_correct": sum(not wrong for _, wrong in problems.values()),
-        "all_wrong": sum(not right for right, _ in problems.values()),
+        "pairs": sum(bool(right and wrong) for right, wrong in problems),
+        "all_correct": sum(not wrong for _, wrong in problems),
+        "all_wrong": sum(not right for right, _ in problems),
         "draws": len(rows),
         "tokens": sum(row["num_tokens"] for row in rows),
         "correct": sum(row["correct"] is True for row in rows) / max(1, len(rows)),
@@ -114,7 +110,7 @@ def make_pairs(rows: Sequence[dict[str, Any]], seed: int = 0) -> tuple[list[dict
             f"samples: none of {len(problems)} problems has both a correct and an incorrect sample ({report['all_correct']} have only "
             f"correct, {report['all_wrong']} only incorrect ones), so there is no pair to learn from; raise samples or change the data"
         )
-    return [_pair(right, wrong, seed) for right, wrong in problems.values() if right and wrong], report
+    return [_pair(right, wrong, seed) for right, wrong in problems if right and wrong], report
 
 
 def rationale_dpo(
@@ -145,11 +141,12 @@ def rationale_dpo(
         model = attach_lora(model, params.lora)
     elif isinstance(model, PeftModel):
         model = merged(model).requires_grad_(True)  # PEFT froze them
+    warn_of_lost_steps(model, params.learning_rate)
     dataset = Dataset.from_list([_token_ids(pair) for pair in pairs])
     tuned = _ReadyTokens(
         model=model,
         ref_model=None if params.lora else deepcopy(model),
-        args=DPOConfig(**trl_settings(params, checkpoints), beta=params.beta),
+        args=on_one_gpu(DPOConfig(**trl_settings(params, checkpoints), beta=params.beta)),
         train_dataset=dataset,
         processing_class=template.tokenizer,
         callbacks=[TrainerLog(log)] if log else None,

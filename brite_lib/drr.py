@@ -38,9 +38,9 @@ from brite_lib.params import DrrParams
 from brite_lib.progress import progress
 from brite_lib.roc import auroc, best_threshold, error_rates
 from brite_lib.rollouts import Sampler, judged_rows, sample, sample_seed
-from brite_lib.sft import TrainerLog, plain_forward, trainer_settings
+from brite_lib.sft import TrainerLog, on_one_gpu, plain_forward, trainer_settings
 from brite_lib.stats import bootstrap_ci, majority_at_k
-from brite_lib.tables import RATIONALES
+from brite_lib.tables import RATIONALES, by_problem
 from brite_lib.template import RationaleTemplate
 
 ATTEMPTS = pa.schema(
@@ -150,15 +150,13 @@ def vote_by_samples(samples: Sequence[Row]) -> list[dict[str, Any]]:
         rows with ``samples``, ``values`` ((problems,) expected accuracies), ``accuracy`` (their mean), ``tokens_generated`` and
         ``tokens_read`` per problem; samples of one problem read their prompt once.
     """
-    problems: dict[str, list[Row]] = {}
-    for row in samples:
-        problems.setdefault(row["id"], []).append(row)
-    predictions, correct = ([[row[name] for row in group] for group in problems.values()] for name in ("prediction", "correct"))
-    read = sum(len(group[0]["prompt_ids"]) for group in problems.values()) / len(problems)
+    problems = by_problem(samples)
+    predictions, correct = ([[row[name] for row in group] for group in problems] for name in ("prediction", "correct"))
+    read = sum(len(group[0]["prompt_ids"]) for group in problems) / len(problems)
     table = []
     for k in range(1, min(map(len, predictions)) + 1):
         values = majority_at_k(predictions, correct, k)
-        written = sum(row["num_tokens"] for group in problems.values() for row in group[:k]) / len(problems)
+        written = sum(row["num_tokens"] for group in problems for row in group[:k]) / len(problems)
         table.append({"samples": k, "values": values, "accuracy": float(values.mean()), "tokens_generated": written, "tokens_read": read})
     return table
 
@@ -255,7 +253,7 @@ def train_discriminator(
     weights /= params.false_accept_weight + 1  # a mean of 1 over the attempts
     tuned = Trainer(
         model=judge.model,
-        args=TrainingArguments(**trainer_settings(params, checkpoints)),
+        args=on_one_gpu(TrainingArguments(**trainer_settings(params, checkpoints))),
         train_dataset=[{"ids": judge.input_ids(row), "label": label} for row, label in zip(learned, labels, strict=True)],
         data_collator=lambda batch: _collate(batch, judge.pad_id),
         compute_loss_func=lambda outputs, labels, num_items_in_batch=None: _weighted_loss(outputs, labels, weights, num_items_in_batch),

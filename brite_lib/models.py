@@ -23,6 +23,7 @@ from brite_lib.template import RationaleTemplate
 
 HUB_SECONDS = 5.0  # for the hub to answer, where an answer is not needed
 
+
 def pick_device(device: str = "auto") -> torch.device:
     """The device a name means; ``auto`` prefers CUDA, then Apple's MPS, then the CPU.
 
@@ -242,6 +243,19 @@ def attach_lora(model: nn.Module, lora: LoraParams) -> PeftModel:
         r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )
     return get_peft_model(model, config)
+
+
+def warn_of_lost_steps(model: nn.Module, learning_rate: float) -> None:
+    """Say so if the weights to be trained are mostly too coarse for steps of AdamW, which are about ``learning_rate`` long.
+
+    Neighbours of w lie at least eps/2·|w| apart (2⁻⁸ in bfloat16), and a step of less than half of that is rounded away.
+    """
+    trained = [p.detach() for p in model.parameters() if p.requires_grad]
+    lost = sum((torch.finfo(p.dtype).eps / 4 * p.abs() > learning_rate).sum().item() for p in trained)
+    if (share := lost / max(1, sum(p.numel() for p in trained))) > 0.5:
+        kind = str(trained[0].dtype).removeprefix("torch.")
+        print(f"warning: a step of learning_rate {learning_rate:g} is rounded away in {share:.0%} of the weights, which are {kind}; "
+              "set dtype: float32, or lora, whose adapters are")  # fmt: skip
 
 
 class Reference:

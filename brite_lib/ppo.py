@@ -41,7 +41,7 @@ from brite_lib.checkpointing import load_state, save_state
 from brite_lib.errors import InputError
 from brite_lib.experience import Experience, actions_and_forced, pad
 from brite_lib.likelihood import length_sorted, score
-from brite_lib.models import Reference, attach_lora, disable_dropout, merged
+from brite_lib.models import Reference, attach_lora, disable_dropout, merged, warn_of_lost_steps
 from brite_lib.params import PsiParams as PosteriorPPOConfig
 from brite_lib.progress import progress
 from brite_lib.ranks import in_shares, totals
@@ -90,6 +90,7 @@ class PosteriorPPOTrainer:
         model = merged(model)
         disable_dropout(model)
         self.model = attach_lora(model, config.lora) if config.lora else model.requires_grad_(True)
+        warn_of_lost_steps(self.model, config.learning_rate)
         self.reference = Reference(self.model)
         torch.manual_seed(sample_seed(config.seed, "value head"))
         self.agent = PolicyWithCritic(self.model, config.advantage == "gae", config.gradient_checkpointing)
@@ -115,7 +116,8 @@ class PosteriorPPOTrainer:
 
     def _spread(self) -> None:
         """Find the other processes, and make the module and the optimiser that train in all of them."""
-        self.accelerator = Accelerator(cpu=next(self.model.parameters()).device.type == "cpu")
+        # Each process has put its model where it belongs; accelerate's place would be the first GPU, also with device: cuda:1.
+        self.accelerator = Accelerator(device_placement=False, cpu=next(self.model.parameters()).device.type == "cpu")
         if self.accelerator.num_processes > 1:
             try:
                 self.config.check_shares(self.accelerator.num_processes)
@@ -202,7 +204,7 @@ class PosteriorPPOTrainer:
         """
         completions = [self._split(ids) for ids in completion_ids]
         prompts = [self._prompt_ids(problem["question"]) for problem in problems]
-        actions, forced = self._actions_and_forced(problems, completions)
+        actions, forced = actions_and_forced(problems, completions, self.reward, self.template, self.config.boundary_is_action)
 
         def judge(rows: list[int]) -> list[tuple[Tensor, Tensor, Tensor, Tensor, float | None]]:
             return self._judge(*([every[i] for i in rows] for every in (problems, prompts, completions, actions, forced)))
@@ -320,17 +322,12 @@ class PosteriorPPOTrainer:
             generator = torch.Generator().manual_seed(sample_seed(self.config.noise_seed, "epoch", position // size))
             yield torch.randperm(size, generator=generator)[position % size].item()
 
-    def _actions_and_forced(
-        self, problems: Sequence[dict[str, Any]], completions: Sequence[Completion]
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        return actions_and_forced(problems, completions, self.reward, self.template, self.config.boundary_is_action)
-
     def _rewards_under_theta(self, chosen: list[int], attempt: int) -> list[float | None]:
         """Terminal rewards of fresh rationales of these problems, as long as Q is θ."""
         problems = [self.problems[i] for i in chosen]
         completions = [self._split(ids) for ids in self.rollout(problems, "calibrate", attempt).ids]
         prompts = [self._prompt_ids(problem["question"]) for problem in problems]
-        parts = self._actions_and_forced(problems, completions)
+        parts = actions_and_forced(problems, completions, self.reward, self.template, self.config.boundary_is_action)
 
         def judge(rows: list[int]) -> list[float | None]:
             with self._theta() as theta:

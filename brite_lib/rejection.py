@@ -17,6 +17,7 @@ from typing import Any
 from brite_lib.errors import InputError
 from brite_lib.params import RejectionParams
 from brite_lib.rollouts import Sampler, generate, sample_seed
+from brite_lib.tables import by_problem
 from brite_lib.template import RationaleTemplate
 
 Rows = list[dict[str, Any]]
@@ -51,11 +52,11 @@ def reject(
     kept: Rows = []
     report = {"rationalised": 0, "duplicates": 0, "draws": 0, "tokens": 0}
 
-    def attempt(tried: Rows, first_sample: int, hint: bool = False) -> tuple[Rows, int]:
-        """Sample each problem N times and keep what the strategy wants; the problems without a hit, and the correct draws."""
-        samples = _sample(model, tried, template, params, source, first_sample, hint)
+    def attempt(tried: Rows, count: int, first_sample: int, hint: bool = False) -> tuple[Rows, int]:
+        """Sample each problem ``count`` times and keep what the strategy wants; the problems without a hit, and the correct draws."""
+        samples = _sample(model, tried, template, params, source, count, first_sample, hint)
         correct = [row for row in samples if row["correct"]]
-        chosen = [row for rows in _by_problem(samples) for row in _keep(rows, params, template)]
+        chosen = [row for rows in by_problem(samples) for row in _keep(rows, params, template)]
         kept.extend(chosen)
         report["draws"] += len(samples)
         report["tokens"] += sum(row["num_tokens"] for row in samples)
@@ -65,12 +66,14 @@ def reject(
         return [problem for problem in tried if problem["id"] not in hits], len(correct)
 
     open_problems, drawn, correct = [dict(problem) for problem in problems], 0, 0
-    while open_problems and drawn < (params.max_samples if params.until_hit else params.samples):
-        open_problems, right = attempt(open_problems, drawn)
-        drawn, correct = drawn + params.samples, correct + right
+    most = params.max_samples if params.until_hit else params.samples
+    while open_problems and drawn < most:
+        count = min(params.samples, most - drawn)
+        open_problems, right = attempt(open_problems, count, drawn)
+        drawn, correct = drawn + count, correct + right
     hits, plain_draws = len(problems) - len(open_problems), report["draws"]
     if params.strategy == "star" and open_problems:
-        open_problems, _ = attempt(open_problems, drawn, hint=True)
+        open_problems, _ = attempt(open_problems, params.samples, drawn, hint=True)
     return kept, {
         "problems": len(problems),
         "hits": hits,
@@ -82,20 +85,20 @@ def reject(
 
 
 def _sample(
-    model: Sampler, problems: Rows, template: RationaleTemplate, params: RejectionParams, source: str, first_sample: int, hint: bool
+    model: Sampler,
+    problems: Rows,
+    template: RationaleTemplate,
+    params: RejectionParams,
+    source: str,
+    count: int,
+    first_sample: int,
+    hint: bool,
 ) -> Rows:
     source = f"{source}_hint" if hint else source
     options = {**params.generation, "seed": params.noise_seed, "source": source, "first_sample": first_sample, "hint": hint}
-    samples = generate(model, problems, template, params.samples, params.temperature, **options).to_list()
+    samples = generate(model, problems, template, count, params.temperature, **options).to_list()
     # What is learned from a rationale that had the hint has to work without it.
     return [{**row, "prompt_ids": template.prompt_ids(row["question"])} for row in samples] if hint else samples
-
-
-def _by_problem(samples: Rows) -> list[Rows]:
-    groups: dict[str, Rows] = {}
-    for row in samples:
-        groups.setdefault(row["id"], []).append(row)
-    return list(groups.values())
 
 
 def _keep(rows: Rows, params: RejectionParams, template: RationaleTemplate) -> Rows:

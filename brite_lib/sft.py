@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from brite_lib import costs
 from brite_lib.checkpointing import train_on
 from brite_lib.errors import InputError
-from brite_lib.models import attach_lora
+from brite_lib.models import attach_lora, warn_of_lost_steps
 from brite_lib.params import DpoParams, DrrParams, ThetaParams, resolve_path
 from brite_lib.problems import load_problems
-from brite_lib.shared_batches import EachRowOnce, share
+from brite_lib.shared_batches import EachRowOnce, number_of_ranks, share
 from brite_lib.tables import read_rationales
 from brite_lib.template import RationaleTemplate
 
@@ -137,9 +137,10 @@ def rationale_sft(
     if params.lora:
         torch.manual_seed(params.seed)  # of the adapter's first weights
         model = attach_lora(model, params.lora)
+    warn_of_lost_steps(model, params.learning_rate)
     tuned = (WeightedSFTTrainer if "weight" in dataset.column_names else RationaleSFTTrainer)(
         model=model,
-        args=SFTConfig(**trl_settings(params, checkpoints), dataset_kwargs={"skip_prepare_dataset": True}),
+        args=on_one_gpu(SFTConfig(**trl_settings(params, checkpoints), dataset_kwargs={"skip_prepare_dataset": True})),
         train_dataset=dataset,
         processing_class=template.tokenizer,
         callbacks=[TrainerLog(log)] if log else None,
@@ -165,7 +166,14 @@ def plain_forward(model: nn.Module) -> None:
 
 
 def trainer_settings(params: ThetaParams | DpoParams | DrrParams, checkpoints: str | Path) -> dict[str, Any]:
-    """What the Hugging Face trainers of SFT, DPO and DRR's discriminator have in common: every step logged, the newest checkpoint kept."""
+    """What the Hugging Face trainers of SFT, DPO and DRR's discriminator have in common: every step logged, the newest checkpoint kept.
+
+    Raises:
+        InputError: for a GPU other than the first: they would silently train on that one.
+    """
+    if number_of_ranks() == 1 and params.device.startswith("cuda:") and params.device != "cuda:0":
+        number = params.device.removeprefix("cuda:")
+        raise InputError(f"device: {params.device}: this trainer takes the first GPU; set CUDA_VISIBLE_DEVICES={number} and device: cuda")
     micro_batch_size, passes = share(params.train_batch_size, params.micro_batch_size)
     return {
         "output_dir": str(checkpoints),
@@ -200,6 +208,12 @@ def trl_settings(params: ThetaParams | DpoParams, checkpoints: str | Path) -> di
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "ddp_find_unused_parameters": False,  # there are none
     }
+
+
+def on_one_gpu(args: TrainingArguments) -> TrainingArguments:
+    """The settings of a process that takes one GPU: the Trainer's choice is all, and a step as many times as large (TRL's refuse)."""
+    args._n_gpu = min(1, args.n_gpu)
+    return args
 
 
 class RationaleSFTTrainer(EachRowOnce, SFTTrainer):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from run_processes import lines, wait_until
 
-from brite_lib import rollouts
+from brite_lib import dpo, rollouts
 from brite_lib.checkpointing import resume_step
 from brite_lib.dpo import draw_pairs, make_pairs, rationale_dpo
 from brite_lib.errors import InputError
@@ -23,6 +23,7 @@ from brite_lib.models import attach_lora, load_policy, load_template, save_polic
 from brite_lib.params import PROJECT_ROOT, DpoParams, LoraParams
 from brite_lib.problems import load_problems
 from brite_lib.records import read_metrics, read_record
+from brite_lib.sft import trl_settings
 from brite_lib.tables import PAIRS, read_pairs, write_table
 
 BASE = "assets/tiny-base"
@@ -265,3 +266,10 @@ def test_what_learns_is_the_sampler_unless_theta_is_asked_for():
     drawn = {"model": "theta", "sampler": "q"}
     assert [DpoParams.parse(drawn | more).start for more in ({}, {"start_from": "model"})] == ["q", "theta"]
     assert DpoParams.parse({"model": "theta"}).start == "theta"
+
+
+def test_one_process_takes_one_of_several_gpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(dpo, "trl_settings", lambda *arguments: trl_settings(*arguments) | {"use_cpu": False})
+    params = DpoParams.parse(SETTINGS | {"train_batch_size": 1, "micro_batch_size": 1, "epochs": 1})
+    assert rationale_dpo(enumerable.model(0), literal_pairs(), enumerable.template(), params, tmp_path)[1]["steps"] == 2

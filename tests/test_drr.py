@@ -24,6 +24,7 @@ from brite_lib.likelihood import score
 from brite_lib.models import load_policy, load_template
 from brite_lib.params import PROJECT_ROOT, DrrParams
 from brite_lib.problems import load_problems
+from brite_lib.sft import trainer_settings
 from brite_lib.tables import read_predictions, write_table
 from brite_lib.template import RationaleTemplate, TemplateFormats
 
@@ -220,6 +221,12 @@ def test_the_discriminator_starts_from_the_reasoner_and_is_trained_with_equal_cl
     row = next(row for row in behaviour if row["turn"] == 2)
     text = base[1].decode(discriminator.input_ids(row))
     assert text == f"<bos>{row['question']}:{row['rejected'][0]}<retry>{row['rationale']}#{row['answer_text']}<eos>"
+
+
+def test_one_process_takes_one_of_several_gpus(base, behaviour, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(drr, "trainer_settings", lambda *arguments: trainer_settings(*arguments) | {"use_cpu": False})
+    assert train_discriminator(behaviour, BASE, base[1], DrrParams.parse(SMALL), tmp_path)[1]["steps"] == trained[1]["steps"]
 
 
 def test_loss_worked_by_hand():

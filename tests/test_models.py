@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from brite_lib.errors import InputError
-from brite_lib.models import attach_lora, check_model, disable_dropout, load_policy, load_template, save_policy
+from brite_lib.models import attach_lora, check_model, disable_dropout, load_policy, load_template, save_policy, warn_of_lost_steps
 from brite_lib.params import PROJECT_ROOT, LoraParams
 
 IDS = torch.tensor([[5, 0, 1, 2]])
@@ -84,3 +84,26 @@ def test_bad_directories_are_named(tmp_path):
     with pytest.raises(InputError, match="device: 'cudda' cannot be used here"):
         load_policy("assets/tiny-base", device="cudda")
     assert check_model("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "learning_rate", "said"), [("bfloat16", 5e-7, True), ("bfloat16", 2e-4, False), ("float32", 5e-7, False)]
+)
+def test_steps_that_rounding_swallows_are_said_before_training(capsys, dtype, learning_rate, said):
+    model = load_policy("assets/tiny-base", device="cpu", dtype=dtype).requires_grad_(True)
+    warn_of_lost_steps(model, learning_rate)
+    printed = capsys.readouterr().out
+    assert ("is rounded away in" in printed) == said
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    unmoved = sum((old == new).sum().item() for old, new in zip(before, model.parameters(), strict=True)) / sum(p.numel() for p in before)
+    assert (unmoved > 0.5) == said, unmoved
+
+
+def test_adapters_are_float32_and_lose_nothing(capsys):
+    model = load_policy("assets/tiny-base", lora={"r": 2}, device="cpu", dtype="bfloat16")
+    warn_of_lost_steps(model, 5e-7)
+    assert not capsys.readouterr().out

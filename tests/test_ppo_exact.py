@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from brite_lib import ppo
 from brite_lib.errors import InputError
 from brite_lib.likelihood import score
 from brite_lib.params import LoraParams
@@ -123,6 +124,14 @@ def test_the_anchor_is_the_model_with_its_adapter():
     assert (off - enumerable.law(base, prompt, sequences)).abs().max() > 0.1
     before, after = distances(frozen, frozen, rules), distances(policy, frozen, rules)
     assert max(after) <= 0.05 < min(before), f"total variation {before} -> {after}"  # it is that model's posterior that is reached
+
+
+def test_the_policy_stays_on_its_device(monkeypatch):
+    """accelerate's own choice is the first GPU, here another device than the model's."""
+    monkeypatch.setattr(ppo.Accelerator, "device", torch.device("meta"))
+    config = PosteriorPPOConfig.parse(COMMON)
+    trainer = PosteriorPPOTrainer(enumerable.model(0), enumerable.template(), enumerable.problems(), config)
+    assert {parameter.device.type for parameter in trainer.agent.parameters()} == {"cpu"}
 
 
 def test_a_wrong_anchor_is_refused():

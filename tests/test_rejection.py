@@ -76,6 +76,12 @@ def test_until_hit_goes_on_with_the_open_problems_and_new_seeds(monkeypatch):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("most", [2, 3, 7])
+def test_until_hit_draws_no_more_than_it_may(monkeypatch, most):
+    _, report, sampler = run(monkeypatch, {"a": set()}, samples=3, until_hit=True, max_samples=most)
+    assert report["draws"] == most and [first for _, first in sampler.calls] == list(range(0, most, 3))
+
+
 def test_until_hit_ends_when_all_have_a_hit(monkeypatch):
     _, report, sampler = run(monkeypatch, {"a": {4}, "b": {0}}, samples=2, until_hit=True)
     assert [first for _, first in sampler.calls] == [0, 2, 4]

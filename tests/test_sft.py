@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig
 
-from brite_lib import tiny_base
+from brite_lib import sft, tiny_base
 from brite_lib.checkpointing import resume_step
 from brite_lib.errors import InputError
 from brite_lib.likelihood import score
@@ -153,3 +153,18 @@ def test_a_copy_of_the_trained_model_computes_with_its_own_weights(tmp_path):
         copied.lm_head.weight.zero_()
         assert copied(input_ids=torch.tensor([rows[0]["input_ids"]])).logits.abs().max() == 0
         assert trained(input_ids=torch.tensor([rows[0]["input_ids"]])).logits.abs().max() > 1
+
+
+def test_one_process_takes_one_of_several_gpus(tmp_path, monkeypatch):
+    """The Trainer's own choice would be DataParallel over all of them, with as many times the rows in a step."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(sft, "trl_settings", lambda *arguments: trl_settings(*arguments) | {"use_cpu": False})
+    rules, params = enumerable.template(), ThetaParams.parse(SETTINGS | {"epochs": 1, "train_batch_size": 4, "micro_batch_size": 2})
+    _, metrics = rationale_sft(enumerable.model(0), training_rows(rows()[:1] * 8, rules), rules, params, tmp_path)
+    assert metrics["steps"] == 2
+
+
+def test_another_gpu_than_the_first_is_refused(tmp_path):
+    with pytest.raises(InputError, match="^device: cuda:1: this trainer takes the first GPU; set CUDA_VISIBLE_DEVICES=1"):
+        trl_settings(ThetaParams(device="cuda:1"), tmp_path)
+    assert trl_settings(ThetaParams(device="cuda:0"), tmp_path)["seed"] == 0
