@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerState
+from transformers import PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from brite_lib import costs
@@ -101,20 +101,23 @@ def train_on(trainer: "Trainer", checkpoints: str | Path) -> None:
         InputError: one sentence naming the checkpoint, if it cannot be read, or not by this number of processes.
     """
     newest = last_checkpoint(checkpoints)
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(TrainerProgress)
     try:
         if newest and (state := TrainerState.load_from_json(Path(newest) / "trainer_state.json")).global_step >= state.max_steps:
             _load_weights(trainer.model, Path(newest))
             trainer.state = state
-            return
-        if newest and not trainer.is_deepspeed_enabled:
-            _check_optimizer(Path(newest), trainer.is_fsdp_enabled)
-        trainer.train(resume_from_checkpoint=newest)
+        else:
+            if newest and not trainer.is_deepspeed_enabled:
+                _check_optimizer(Path(newest), trainer.is_fsdp_enabled)
+            trainer.train(resume_from_checkpoint=newest)
     except UNREADABLE as error:
         read = trainer.state.global_step > resume_step(checkpoints)
         if newest is None or read or (isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error)):
             raise  # of the training itself, for example out of memory
         raise _unreadable(newest, error, checkpoints) from None
+    for module in trainer.model.modules():  # without the wrappers of accelerate and TRL: in a copy they would compute with these weights
+        vars(module).pop("forward", None)
 
 
 class TrainerProgress(TrainerCallback):

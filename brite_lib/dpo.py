@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from brite_lib import costs
@@ -22,7 +21,7 @@ from brite_lib.files import atomic_write_text
 from brite_lib.models import attach_lora, check_vocabulary, merged, warn_of_lost_steps
 from brite_lib.params import DpoParams, resolve_path
 from brite_lib.rollouts import generate, open_sampler, sample_seed
-from brite_lib.sft import TrainerLog, on_one_gpu, plain_forward, trl_settings
+from brite_lib.sft import TrainerLog, on_one_gpu, trl_settings
 from brite_lib.shared_batches import EachRowOnce
 from brite_lib.tables import PAIRS, by_problem, read_pairs, write_table
 from brite_lib.template import RationaleTemplate
@@ -153,9 +152,7 @@ def rationale_dpo(
     )
     if params.lora:
         tuned.model.delete_adapter("ref")  # TRL's copy of the new adapter; without it the reference is the adapter off, which is the same
-    tuned.remove_callback(PrinterCallback)
     train_on(tuned, checkpoints)
-    plain_forward(tuned.model)
     _count(tuned.model, dataset, params.epochs)
     last = [entry for entry in tuned.state.log_history if "loss" in entry][-1]
     return tuned.model, {

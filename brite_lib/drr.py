@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 
 from brite_lib import costs
 from brite_lib.checkpointing import train_on
@@ -38,7 +38,7 @@ from brite_lib.params import DrrParams
 from brite_lib.progress import progress
 from brite_lib.roc import auroc, best_threshold, error_rates
 from brite_lib.rollouts import Sampler, judged_rows, sample, sample_seed
-from brite_lib.sft import TrainerLog, on_one_gpu, plain_forward, trainer_settings
+from brite_lib.sft import TrainerLog, on_one_gpu, trainer_settings
 from brite_lib.stats import bootstrap_ci, majority_at_k
 from brite_lib.tables import RATIONALES, by_problem
 from brite_lib.template import RationaleTemplate
@@ -259,9 +259,7 @@ def train_discriminator(
         compute_loss_func=lambda outputs, labels, num_items_in_batch=None: _weighted_loss(outputs, labels, weights, num_items_in_batch),
         callbacks=[TrainerLog(log)] if log else None,
     )
-    tuned.remove_callback(PrinterCallback)
     train_on(tuned, checkpoints)
-    plain_forward(judge.model)
     read = [len(judge.input_ids(row)) for row in learned]
     costs.add(round(params.epochs * costs.ModelCost.of(judge.model).training(read, logits=0)))  # all of it, also after a resume
     judge.log_weight_ratio = float(torch.log(weights[0] / weights[1]))

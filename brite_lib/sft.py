@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from brite_lib import costs
@@ -145,9 +145,7 @@ def rationale_sft(
         processing_class=template.tokenizer,
         callbacks=[TrainerLog(log)] if log else None,
     )
-    tuned.remove_callback(PrinterCallback)
     train_on(tuned, checkpoints)
-    plain_forward(tuned.model)
     targets = sum(sum(label != -100 for label in row["labels"]) for row in dataset)
     work = costs.ModelCost.of(tuned.model).training([len(row["input_ids"]) for row in dataset], targets)
     costs.add(round(params.epochs * work))  # all of it, also after a resume
@@ -157,12 +155,6 @@ def rationale_sft(
         "steps": tuned.state.global_step,
         "tokens_trained": round(targets * params.epochs),
     }
-
-
-def plain_forward(model: nn.Module) -> None:
-    """Take off the wrappers of accelerate and TRL: they are tied to this model, so a copy of it would compute with its weights."""
-    for module in model.modules():
-        vars(module).pop("forward", None)
 
 
 def trainer_settings(params: ThetaParams | DpoParams | DrrParams, checkpoints: str | Path) -> dict[str, Any]:
