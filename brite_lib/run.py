@@ -45,7 +45,8 @@ RESULT_COLUMNS = ("method", "benchmark", "metric", "k", "mean", "ci_low", "ci_hi
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code (0 done, 1 a stage failed, 2 bad input or the run is taken, 130 interrupted)."""
-    parser = argparse.ArgumentParser(prog="python -m brite_lib.run", description=__doc__.split("\n")[0])
+    about = "Run a whole experiment. Options that are not listed here, such as --dry-run and --forceall, go to Snakemake."
+    parser = argparse.ArgumentParser(prog="python -m brite_lib.run", description=about)
     parser.add_argument("experiment", type=Path, help="params/<experiment>.yaml")
     parser.add_argument("--plan", action="store_true", help="show the stages and a cost estimate, run nothing")
     parser.add_argument("--profile", type=Path, help="Snakemake profile of a cluster: profiles/slurm")
