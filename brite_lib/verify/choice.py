@@ -42,9 +42,9 @@ def chosen(text: str, choices: Sequence[str] | None = None) -> str | None:
 def _letter(text: str, choices: Sequence[str]) -> str | None:
     if alone := ALONE.fullmatch(text):
         return alone[1].upper() if alone[1] != "i" else None
-    for letter, option in zip(LETTERS, choices, strict=False):
-        if _words(option) and _words(text) == _words(option):
-            return letter
+    same = [i for i, option in enumerate(choices[: len(LETTERS)]) if _words(option) and _words(text) == _words(option)]
+    if same:  # Rr and RR have the same words
+        return LETTERS[next((i for i in same if _bare(choices[i]) == _bare(text)), same[0])]
     if TWO.fullmatch(text):
         return None
     start = None if TWO.match(text) else LEADING.match(text)
@@ -64,6 +64,10 @@ def _mentioned(text: str) -> str | None:
     return found[-1].upper() if found else None
 
 
+def _bare(text: str) -> str:
+    return MARKUP.sub("", text).strip(" .")
+
+
 def _words(text: str) -> str:
-    words = re.findall(r"[^\W_]+(?:[.,/]\d+)*|[-+−√π°%$<>=^]", MARKUP.sub("", text).casefold())
+    words = re.findall(r"[^\W_]+(?:[.,/]\d+)*|[-+−–√π°%$<>=^]", MARKUP.sub("", text).casefold())
     return " ".join(word for word in words if word not in ("a", "an", "the"))
