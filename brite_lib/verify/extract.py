@@ -23,7 +23,7 @@ HEDGE = re.compile(  # "Result: ", "Therefore, ", "approximately "
     re.IGNORECASE,
 )
 # Up to the next mark of its kind: of many that nothing closes, each would otherwise be searched to the end of the line.
-FORMULA = re.compile(r"\$\$?[^$]+\$\$?|\\\((?:(?!\\\().)+?\\\)|\\\[(?:(?!\\\[).)+?\\\]")
+FORMULA = re.compile(r"(?<!\\)\$\$?(?:[^$\\]|\\[\s\S])+\$\$?|\\\((?:(?!\\\().)+?\\\)|\\\[(?:(?!\\\[).)+?\\\]")
 BRACE = re.compile(r"\\[\s\S]|[{}]")
 WORD = re.compile(r"(?:^|(?<=\s))[A-Za-z]{2,}(?=[\s.,:;]|$)")
 LAST_NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*+(?:\.\d++)?(?:/\d++)?")
