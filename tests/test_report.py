@@ -239,5 +239,6 @@ def test_every_picture_says_what_to_look_at(tmp_path):
     run = report.load_run(tmp_path / "run")
     captions = report.figures(run)
     page = report.write_html(run, captions, tmp_path / "report.html").read_text()
-    assert len(captions) >= 7 and page.count("<figcaption>") == len(captions)
-    assert all(report._note(caption) for caption in captions)
+    notes = [report._note(caption) for caption in captions]
+    assert len(captions) >= 7 and all(notes)
+    assert page.count("<figcaption>") == len(set(notes)) < len(notes)  # what two pictures share is said at the first
