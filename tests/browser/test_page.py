@@ -66,6 +66,7 @@ def test_filter_sort_and_group(browse, picture):
     page.get_by_label("Sort by").select_option("kl")
     psi, theta = ([np.array(row[name]) for row in ROWS] for name in ("logp_psi", "logp_theta"))
     kl = [float(np.sum(np.exp(t - p) - 1 + p - t)) for p, t in zip(psi, theta, strict=True)]
+    assert {text.split(" · ")[1] for text in page.locator(".row .label").all_inner_texts()} == {row["id"] for row in ROWS}  # ungrouped
     shown = [float(text.split()[1]) for text in page.locator(".row .told").all_inner_texts()]
     assert shown == pytest.approx(sorted(kl, reverse=True)[: len(shown)], rel=0.01)
     page.get_by_role("button", name="Reverse").click()
@@ -224,6 +225,23 @@ def test_the_keyboard_alone_reaches_everything(browse):
     search(page, "tag:odd note:what")
     assert lines(page) == 2
     assert not page.errors
+
+
+def test_a_closed_dialog_does_not_take_the_focus_back(browse):
+    page = browse(ROWS)
+    at_list(page)
+    page.evaluate("""async () => {
+        const root = document.querySelector(".brite-rationales").shadowRoot;
+        const press = (key) => root.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, composed: true }));
+        press("?");
+        const closed = new Promise((resolve) => root.querySelector("dialog").addEventListener("close", resolve));
+        root.querySelector("dialog").close();
+        press("s"); // before the dialog knows that it was closed
+        await closed;
+    }""")
+    expect(page.get_by_label("Sort by")).to_be_focused()
+    press(page, "Escape ? Escape")
+    expect(page.locator(".list")).to_be_focused()
 
 
 def test_tags_and_notes_stay_and_can_be_downloaded(browse, tmp_path, picture):

@@ -58,8 +58,9 @@ export class RationaleList {
     const value = this.view.fields.get(column)?.get(i);
     const told = typeof value === "number" ? `${column === "num_tokens" ? "" : `${column} `}${number(value)}${column === "num_tokens" ? " tokens" : ""}` : "";
     const { tags, note } = annotations.of(i);
+    const problem = this.view.grouped || table.problems.size < 2 ? "" : ` · ${short(table.value(i, "id"))}`;
     return h("div", { role: "option", class: "line row", "aria-selected": String(marked.has(i)) },
-      h("div", { class: "top" }, badge(table.status(i)), h("span", { class: "label" }, short(table.label(i))),
+      h("div", { class: "top" }, badge(table.status(i)), h("span", { class: "label" }, short(table.label(i)) + problem),
         tags.map((tag) => h("span", { class: "tag" }, short(tag, 20))), note ? h("span", { class: "tag", title: short(note, 300) }, "note") : null,
         h("span", { class: "told" }, told)),
       h("div", { class: "preview", dir: "auto" }, preview(table.ready || table.textPlaces.others[i] !== undefined ? table.rationale(i) : table.value(i, "question"))));

@@ -50,8 +50,8 @@ function openDialog(view, title, ...content) {
     h("div", { class: "dialog-title" }, h("h2", {}, title), h("button", { type: "button", "aria-label": "Close", onclick: () => dialog.close() }, "✕")), content);
   const before = view.root.activeElement;
   const closed = () => {
-    dialog.remove();
-    (before ?? view.list.element).focus();
+    dialog.remove(); // some time after it was closed: what has been focused since keeps the focus
+    if (!view.root.activeElement) (before ?? view.list.element).focus();
   };
   view.frame.append(dialog);
   dialog.showModal();
