@@ -49,7 +49,7 @@ _SPELLINGS = tuple(
     for pattern, replacement in (
         (r"([√∛])\s?(?:\(([^()]*)\)|(\w+))", lambda match: rf"\sqrt{'[3]' if match[1] == '∛' else ''}{{{match[2] or match[3]}}}"),
         ("[" + "".join(_SUPERSCRIPTS) + "]+", lambda match: "^{" + "".join(map(_SUPERSCRIPTS.get, match[0])) + "}"),
-        (r"(?<!\\)\\[()\[\]]|\\(?:displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])", " "),
+        (r"(?<!\\)\\[()\[\]]|\\(?:displaystyle|textstyle|limits|nolimits|therefore)(?![a-zA-Z])", " "),
         (r"\\\\\s*\[-?[\d.]+\s?[a-z]{2}\]|\\cr(?![a-zA-Z])", r"\\\\"),  # the end of a matrix row
         (r"\\big(cup|cap)(?![a-zA-Z])", r"\\\1"),
         (r"\\(?:vec|overrightarrow)(?:\s?\{\s?([A-Za-z])\s?\}|\s([A-Za-z])(?![A-Za-z]))", r" \1\2"),
