@@ -92,9 +92,7 @@ def test_two_processes_finish_what_they_began(one, two, tmp_path):
 def test_one_process_finishes_what_two_began_and_two_what_one_began_unless_one_has_shards(one, two, tmp_path):
     shutil.copytree(two / "interrupted", tmp_path / "begun_by_two")
     if two.name.startswith("fsdp2"):
-        with pytest.raises(
-            InputError, match="checkpoint-2: was made with FSDP and can't be continued without it; take"
-        ):
+        with pytest.raises(InputError, match="checkpoint-2: was made with FSDP and can't be continued without it; take"):
             two_ranks.train("sft", tmp_path / "begun_by_two")
         assert "checkpoint-2: was made without FSDP and can't be continued with it" in (two / "taken_over/refused.txt").read_text()
         return
