@@ -136,14 +136,14 @@ def _command(stage: str, params: TrainingStageParams, processes: int, directory:
 
 
 def _port(settings: dict[str, Any]) -> int:
-    """Where the ranks meet: as the configuration or ``MASTER_PORT`` says, else 0: accelerate chooses one just before it is bound.
+    """Where the ranks meet: as the configuration or ``MASTER_PORT`` says, else a free one (0: accelerate chooses just before it binds).
 
     Raises:
         InputError: if another process listens there.
     """
     given = settings.get("main_process_port") or int(os.environ.get("MASTER_PORT", 0))
-    elsewhere = settings.get("num_machines", 1) > 1 and settings.get("machine_rank", 0) > 0
-    if elsewhere or not given:
+    several = settings.get("num_machines", 1) > 1  # all of which have to know it
+    if (several and settings.get("machine_rank", 0) > 0) or not (several or given):
         return given
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -152,7 +152,7 @@ def _port(settings: dict[str, Any]) -> int:
         except OSError:
             name = "main_process_port of accelerate_config" if settings.get("main_process_port") else "MASTER_PORT"
             raise InputError(f"{name}: port {given} is in use; choose another one, or none for a free one") from None
-    return given
+        return listener.getsockname()[1]
 
 
 def _environment(params: TrainingStageParams) -> dict[str, str]:
