@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -75,7 +76,12 @@ def execute(notebook: Path, output: Path, params: dict) -> str | None:
 
 def _connection(sockets: str) -> Config:
     """Files to talk to the kernel through: a TCP port is chosen before the kernel takes it, and another process may be faster."""
-    transport = "ipc" if len(os.fsencode(sockets)) <= 90 else "tcp"  # a socket's path has 103 bytes at most, on macOS
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(f"{sockets}/kernel-ipc-0")
+        transport = "ipc"
+    except OSError:  # the path is too long, or its file system has no sockets
+        transport = "tcp"
     return Config(ThisInterpreter={"transport": transport, "connection_file": f"{sockets}/kernel.json"})
 
 
