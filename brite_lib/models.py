@@ -250,6 +250,8 @@ def warn_of_lost_steps(model: nn.Module, learning_rate: float) -> None:
 
     Neighbours of w lie at least eps/2·|w| apart (2⁻⁸ in bfloat16), and a step of less than half of that is rounded away.
     """
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return  # the first process says it for all
     trained = [p.detach() for p in model.parameters() if p.requires_grad]
     lost = sum((torch.finfo(p.dtype).eps / 4 * p.abs() > learning_rate).sum().item() for p in trained)
     if (share := lost / max(1, sum(p.numel() for p in trained))) > 0.5:
